@@ -1,0 +1,139 @@
+"""The report for a pull request or a tree of results."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from ..verdict import GuardVerdict
+from . import wording
+from .values import BuildReport
+
+
+def render_markdown(report: BuildReport) -> str:
+    """Return the report as GitHub-flavoured Markdown."""
+    parts = [f"# {_text(report.title)}", f"**{report.outcome.upper()}.** {_text(wording.headline(report))}."]
+    if report.guard is not None:
+        parts.append(_text(report.guard.reason))
+    preflight = report.preflight
+    detail = f": {_text(preflight.detail)}" if preflight.detail else ""
+    parts.append(f"Preflight: **{preflight.verdict}** ({_text(preflight.engine)}){detail}")
+    parts += [f"> Stand-in: {_text(sentence)}" for sentence in report.stand_ins]
+    build = f"{report.method}, {report.teacher} → {report.student}, on {report.dataset}, for {report.target}"
+    parts.append(f"Built by {_text(build)}.")
+    if report.accuracy:
+        parts += ["## Accuracy", *_accuracy(report)]
+    if report.guard is not None:
+        parts += ["## Guard", *_guard(report.guard)]
+    if report.candidates:
+        parts += ["## Candidates", _candidates(report)]
+    if report.latency:
+        parts += ["## Latency", *_latency(report)]
+    if report.stages:
+        rows = [(s.name, wording.seconds(s.seconds), "cached" if s.cached else "") for s in report.stages]
+        parts += ["## Stages", _table(("stage", "time", ""), rows)]
+    if report.contract:
+        parts += ["## What every stage saw", "\n".join(f"- {_text(line)}" for line in report.contract)]
+    where = [
+        ("bundle", f"{report.bundle}, {wording.size(report.size_bytes)}"),
+        ("machine", report.machine.describe()),
+        *report.provenance.items(),
+    ]
+    parts += ["## Where it comes from", "\n".join(f"- {_text(key)}: {_text(value)}" for key, value in where)]
+    parts.append(f"Again with:\n\n{_fence(report.command)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _accuracy(report: BuildReport) -> list[str]:
+    rows: list[list[str]] = []
+    for domain in report.domains:
+        row = [f"{domain} (held out)" if domain in report.held_out else domain]
+        for model in report.accuracy:
+            value = model.summary.domains.get(domain)
+            interval = "" if value is None else f" ({100 * value.lower:.1f} to {100 * value.upper:.1f})"
+            row.append(wording.DASH if value is None else wording.percent(value.accuracy) + interval)
+        rows.append(row)
+    scope = ", held out" if report.held_out else ""
+    for index, name in enumerate(("mean", "worst")):
+        values = [wording.percent(wording.over_domains(report, model)[index]) for model in report.accuracy]
+        rows.append([name + scope, *values])
+    rows.append(["ECE", *[f"{model.summary.ece:.3f}" for model in report.accuracy]])
+    measured = "; ".join(
+        f"{wording.ROLES[model.key]}: {model.name}, measured on {model.measured_on}"
+        for model in report.accuracy
+    )
+    return [
+        _table(["domain", *[wording.ROLES[model.key] for model in report.accuracy]], rows),
+        _text(f"{measured}."),
+        _terms(wording.ACCURACY_TERMS),
+    ]
+
+
+def _guard(guard: GuardVerdict) -> list[str]:
+    rows = []
+    for name, item in guard.domains.items():
+        drops = [wording.points(value) for value in (item.drop, item.lower, item.upper)]
+        counts = [str(value) for value in (item.lost, item.won, item.flips)]
+        rows.append([name, str(item.n), *drops, *counts, wording.p_value(item.p_value)])
+    if len(guard.domains) > 1:
+        mean = [wording.points(value) for value in (guard.mean.drop, guard.mean.lower, guard.mean.upper)]
+        rows.append(["mean", "", *mean, "", "", "", ""])
+    heads = ("domain", "images", "drop", "lower", "upper", "lost", "won", "flips", "p")
+    summary = (
+        f"Budget {wording.budget(guard)} points at "
+        f"{100 * guard.budget.confidence:g} % confidence. Flip rate {wording.percent(guard.flip_rate)}, "
+        f"change of calibration error {guard.ece_change:+.3f}, "
+        f"bootstrap seed {guard.seed}."
+    )
+    return [_table(heads, rows), summary, _terms(wording.GUARD_TERMS)]
+
+
+def _candidates(report: BuildReport) -> str:
+    rows = [
+        (
+            row.name,
+            ", ".join(row.steps),
+            row.verdict,
+            wording.points(row.worst_drop),
+            wording.points(row.worst_upper),
+            wording.milliseconds(row.p50_ms),
+            wording.size(row.size_bytes),
+        )
+        for row in report.candidates
+    ]
+    return _table(("candidate", "steps", "verdict", "worst drop", "upper bound", "p50", "size"), rows)
+
+
+def _latency(report: BuildReport) -> list[str]:
+    rows = []
+    for row in report.latency:
+        stats = row.stats
+        low, high = (wording.milliseconds(value) for value in stats.p50_interval_ms)
+        values = [wording.milliseconds(value) for value in (stats.p90_ms, stats.p99_ms, stats.max_ms)]
+        p50 = f"{wording.milliseconds(stats.p50_ms)} ({low} to {high})"
+        rows.append([row.name, row.label, p50, *values, wording.percent(stats.cov), str(stats.n)])
+    notes = [f"- {_text(f'{row.name}: {note}')}" for row in report.latency for note in row.stats.notes]
+    heads = ("model", "where", "p50", "p90", "p99", "max", "spread", "calls")
+    return [_table(heads, rows), *(["\n".join(notes)] if notes else []), _terms(wording.LATENCY_TERMS)]
+
+
+def _terms(terms: dict[str, str]) -> str:
+    return "\n".join(f"- *{name}*: {meaning}" for name, meaning in terms.items())
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table; the first column is left-aligned, the others right."""
+    lines = [heads, [":---", *["---:"] * (len(heads) - 1)], *[[_text(cell) for cell in row] for row in rows]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _text(value: str) -> str:
+    """Return foreign text as text: no Markdown, no HTML, no line breaks."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~$&@])", r"\\\1", " ".join(wording.plain(value).split()))
+
+
+def _fence(command: str) -> str:
+    """Return the command as a code block that its own backticks cannot end."""
+    longest = max((len(run) for run in re.findall(r"`+", command)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{command}\n{fence}"

@@ -1,0 +1,153 @@
+"""The values a report is made of; every renderer shows the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from ..accuracy import AccuracySummary
+from ..latency import LatencyStats
+from ..machine import Machine
+from ..verdict import GuardBudget, GuardVerdict, Verdict
+
+ModelKey = Literal["teacher", "erm", "student", "shipped"]
+Outcome = Literal["pass", "fail", "inconclusive", "not judged"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAccuracy:
+    """One model's accuracy.
+
+    Attributes:
+        key: Its role: "teacher", "erm" (plain training), "student" (before compression) or "shipped".
+        name: What it is, for people.
+        measured_on: What was run, for example "torch" or "float ONNX through vlkd_runtime".
+        summary: The numbers.
+    """
+
+    key: ModelKey
+    name: str
+    measured_on: str
+    summary: AccuracySummary
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateRow:
+    """One compressed candidate the guard judged.
+
+    Attributes:
+        name: What it is called in messages.
+        steps: What was done to it, in order.
+        verdict: The guard's.
+        worst_drop: Observed drop of the domain the verdict turned on, in points.
+        worst_upper: Upper confidence bound of that drop, in points.
+        p50_ms: Median latency, None where not measured.
+        size_bytes: Size of the model file.
+    """
+
+    name: str
+    steps: tuple[str, ...]
+    verdict: Verdict
+    worst_drop: float
+    worst_upper: float
+    p50_ms: float | None
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreflightRow:
+    """Whether the device's own compiler accepts the graph; `engine` names it, `detail` says what it said."""
+
+    verdict: Literal["pass", "fail", "not run"]
+    engine: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyRow:
+    """One model's latency; `label` says where and how, for example "this CPU, 1 thread; not the Jetson"."""
+
+    name: str
+    stats: LatencyStats
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class StageRow:
+    """One stage of the build: its wall time, and whether an earlier build's result was taken instead."""
+
+    name: str
+    seconds: float
+    cached: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildReport:
+    """Everything a build has to say for itself.
+
+    Attributes:
+        title: Headline.
+        target: The device built for.
+        dataset: The data it was built from.
+        teacher: The teacher.
+        student: The student.
+        method: How it was distilled.
+        held_out: Domains no stage of training, calibration or selection saw.
+        stand_ins: Sentences naming what stands in for the real thing; shown wherever numbers are.
+        accuracy: Accuracy of the models, teacher first, shipped last.
+        guard: The verdict on the shipped model, None if no guard ran.
+        budget: What the guard allows.
+        candidates: The candidates judged, in order.
+        preflight: Whether the device's compiler accepts the graph.
+        latency: Latency; the first row is the shipped model's.
+        machine: Where all this was measured.
+        stages: The build's stages in order.
+        size_bytes: Size of the bundle.
+        bundle: Where the bundle is.
+        report: Where the HTML report is, "" if none was written.
+        contract: The data contract, one sentence a stage: which domains, labels and images it saw.
+        provenance: Versions, seeds and fingerprints, by name.
+        command: The command that repeats the build.
+    """
+
+    title: str
+    target: str
+    dataset: str
+    teacher: str
+    student: str
+    method: str
+    held_out: tuple[str, ...]
+    stand_ins: tuple[str, ...]
+    accuracy: tuple[ModelAccuracy, ...]
+    guard: GuardVerdict | None
+    budget: GuardBudget
+    candidates: tuple[CandidateRow, ...]
+    preflight: PreflightRow
+    latency: tuple[LatencyRow, ...]
+    machine: Machine
+    stages: tuple[StageRow, ...]
+    size_bytes: int
+    bundle: str
+    report: str = ""
+    contract: tuple[str, ...] = ()
+    provenance: Mapping[str, str]
+    command: str
+
+    @property
+    def outcome(self) -> Outcome:
+        """The report in one word: a preflight that failed outweighs a guard that passed."""
+        if self.preflight.verdict == "fail":
+            return "fail"
+        return "not judged" if self.guard is None else self.guard.verdict
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """All domains any model was measured on, held-out ones first, each group by name."""
+        seen = {name for model in self.accuracy for name in model.summary.domains}
+        held_out = [name for name in sorted(seen) if name in self.held_out]
+        return (*held_out, *(name for name in sorted(seen) if name not in self.held_out))
+
+    def model(self, key: ModelKey) -> ModelAccuracy | None:
+        """Return the accuracy of the model in this role, if it was measured."""
+        return next((model for model in self.accuracy if model.key == key), None)

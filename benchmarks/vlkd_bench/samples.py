@@ -1,0 +1,24 @@
+"""One labelled image of an evaluation set, named so that two runs can be paired image by image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """An image on disk with the domain and the class it belongs to.
+
+    Attributes:
+        path: Where the image lies.
+        image: Its identity, ``<domain>/<class>/<file>``; the same image has the same identity in every run
+            and on every machine.
+        domain: The domain it was taken from.
+        label: Index of its class in the class names.
+    """
+
+    path: Path
+    image: str
+    domain: str
+    label: int

@@ -1,0 +1,364 @@
+"""``vlkd.toml`` as typed values: unknown keys are refused with the nearest known one, all errors at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import sys
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from vlkd_runtime.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    """Where the images are and which domains nothing may learn from.
+
+    Attributes:
+        root: ``demo``, or a folder laid out as ``<domain>/<class>/<image>``.
+        held_out: domains kept for the guard and the report.
+        domains: take only these domains of the folder; all when empty.
+        classes: class names in label order; the folder names, sorted, when empty.
+        stand_in: a sentence shown beside every number, if the data stand in for something else.
+        demo_images: images of each class and style that the demo world renders.
+        demo_seed: seed of the demo world.
+    """
+
+    root: str = "demo"
+    held_out: tuple[str, ...] = ("sketch",)
+    domains: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    stand_in: str = ""
+    demo_images: int = 80
+    demo_seed: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherConfig:
+    """Who teaches, and how the class names become sentences.
+
+    Attributes:
+        model: ``demo``, ``local-dir:<folder>`` or ``<architecture>:<pretrained tag>`` of open_clip.
+        templates: name of a built-in template set, or a list of templates with one ``{}`` each.
+        stand_in: a sentence shown beside every number, if the teacher stands in for a real one.
+    """
+
+    model: str = "demo"
+    templates: str | tuple[str, ...] = "photo"
+    stand_in: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StudentConfig:
+    """What is trained and shipped.
+
+    Attributes:
+        arch: timm model name.
+        image_size: input height and width in pixels.
+        pretrained: ``none``, ``hub``, or ``package`` (the ``weights`` extra).
+        options: further keyword arguments of the timm model.
+    """
+
+    arch: str = "regnetx_002"
+    image_size: int = 64
+    pretrained: Literal["none", "hub", "package"] = "none"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DistillConfig:
+    """How the student learns; see ``vlkd_distill.methods.Settings``.
+
+    Attributes:
+        method: distillation method.
+        epochs: passes that train the backbone, for the method and for the baseline.
+        lr: peak learning rate of these passes.
+        align_epochs: passes of VL2V-ADiP's first stage.
+        align_lr: learning rate of these.
+        batch: images a step.
+        weight_decay: AdamW's.
+        image_weight: lambda of VL2V-ADiP.
+        teacher_view: ``same_aug`` or ``clean_cached``.
+        batch_norm: ``train`` or ``frozen``.
+        precision: ``auto`` or ``float32``; depthwise networks train faster in ``float32`` on a CPU.
+        seed: of start weights, batches and views.
+    """
+
+    method: Literal["vl2v-adip"] = "vl2v-adip"
+    epochs: int = 20
+    lr: float = 2e-3
+    align_epochs: int = 5
+    align_lr: float = 1e-3
+    batch: int = 64
+    weight_decay: float = 0.02
+    image_weight: float = 0.5
+    teacher_view: Literal["same_aug", "clean_cached"] = "same_aug"
+    batch_norm: Literal["train", "frozen"] = "train"
+    precision: Literal["auto", "float32"] = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CompressConfig:
+    """What is tried to make the student smaller, boldest first.
+
+    Attributes:
+        candidates: in the order in which the guard sees them.
+        calibration_images: train images of the source domains that set the scales.
+    """
+
+    candidates: tuple[Literal["int8-entropy", "int8-percentile", "int8-minmax", "fp16"], ...] = (
+        "int8-entropy",
+        "int8-percentile",
+        "int8-minmax",
+        "fp16",
+    )
+    calibration_images: int = 256
+
+
+@dataclass(frozen=True, slots=True)
+class GuardConfig:
+    """How much accuracy compression may cost on the held-out domains, in points.
+
+    Attributes:
+        worst_points: budget of the worst held-out domain.
+        mean_points: budget of their mean; not judged apart when there is one domain only.
+        confidence: of the bounds, 0.5 to 1.
+    """
+
+    worst_points: float = 1.0
+    mean_points: float = 0.5
+    confidence: float = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class BenchConfig:
+    """How the shipped artifact is timed.
+
+    Attributes:
+        samples: timed calls; a p99 needs 1000.
+        threads: of the engine on this machine.
+    """
+
+    samples: int = 1000
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything a build depends on.
+
+    Attributes:
+        name: names the bundle.
+        target: device the bundle is for; see ``vlkd-edge targets``.
+    """
+
+    name: str = "demo"
+    target: str = "jetson"
+    data: DataConfig = field(default_factory=DataConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    compress: CompressConfig = field(default_factory=CompressConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    bench: BenchConfig = field(default_factory=BenchConfig)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, for keys and records."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
+
+
+def load(path: Path | None, variables: Sequence[str] = (), settings: Sequence[str] = ()) -> Config:
+    """Read a configuration.
+
+    Args:
+        path: a TOML file; the demo's defaults when None.
+        variables: ``name=value`` pairs that override the file's ``[vars]`` table.
+        settings: ``section.key=value`` pairs that override anything; values are TOML, bare words are strings.
+
+    Raises:
+        ConfigError: names every problem found, not only the first.
+    """
+    table = _read(path) if path is not None else {}
+    errors: list[str] = []
+    declared = table.pop("vars", {})
+    known = {str(key): str(value) for key, value in declared.items()} if isinstance(declared, dict) else {}
+    known |= _overrides(variables, known, errors)
+    table = _substitute(table, known, errors, "")
+    for setting in settings:
+        _set(table, setting, errors)
+    config = _parse(Config, table, "", errors)
+    if config is not None:
+        errors += _check(config)
+    if errors:
+        where = str(path) if path is not None else "the command line"
+        listed = "\n".join(f"  {error}" for error in errors)
+        msg = f"{len(errors)} problem{'s' * (len(errors) > 1)} in {where}:\n{listed}"
+        raise ConfigError(msg)
+    assert config is not None
+    return config
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        msg = f"Expected a configuration file at {path}, found nothing. Without --config the demo is built."
+        raise ConfigError(msg) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        msg = f"Expected a TOML file at {path}: {error}"
+        raise ConfigError(msg) from error
+
+
+def _overrides(variables: Sequence[str], known: Mapping[str, str], errors: list[str]) -> dict[str, str]:
+    given = {}
+    for pair in variables:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            errors.append(f"--var {pair}: expected name=value.")
+        elif name not in known:
+            errors.append(f"--var {pair}: the file has no variable '{name}'.{_nearest(name, known)}")
+        else:
+            given[name] = value
+    return given
+
+
+def _substitute(value: Any, variables: Mapping[str, str], errors: list[str], where: str) -> Any:
+    """Replace ``${name}`` in every string."""
+    if isinstance(value, dict):
+        return {k: _substitute(v, variables, errors, f"{where}.{k}".lstrip(".")) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_substitute(item, variables, errors, where) for item in value]
+    if not isinstance(value, str):
+        return value
+    while "${" in value:
+        head, _, rest = value.partition("${")
+        name, brace, tail = rest.partition("}")
+        if not brace or name not in variables:
+            errors.append(f"{where}: '${{{name}' names no variable of [vars].{_nearest(name, variables)}")
+            return value
+        value = head + variables[name] + tail
+    return value
+
+
+def _set(table: dict[str, Any], setting: str, errors: list[str]) -> None:
+    key, equals, text = setting.partition("=")
+    if not equals:
+        errors.append(f"--set {setting}: expected section.key=value.")
+        return
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        inner = table.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            errors.append(f"--set {setting}: '{parent}' is not a section.")
+            return
+        table = inner
+    table[last] = value
+
+
+def _parse(kind: type[T], table: Mapping[str, Any], where: str, errors: list[str]) -> T | None:
+    """Build a dataclass from a table, adding a line to ``errors`` for everything that does not fit."""
+    hints = typing.get_type_hints(kind)
+    before = len(errors)
+    values = {}
+    for key, value in table.items():
+        path = f"{where}.{key}" if where else key
+        if key not in hints:
+            errors.append(f"{path}: unknown key.{_nearest(key, hints)}")
+        elif dataclasses.is_dataclass(hints[key]):
+            if isinstance(value, dict):
+                values[key] = _parse(typing.cast(type[Any], hints[key]), value, path, errors)
+            else:
+                errors.append(f"{path}: expected a section, found {value!r}.")
+        else:
+            problem, converted = _convert(hints[key], value)
+            if problem:
+                errors.append(f"{path}: {problem}")
+            values[key] = converted
+    return kind(**values) if len(errors) == before else None
+
+
+def _convert(kind: Any, value: Any) -> tuple[str, Any]:
+    """A value as the type asks for it, or what is wrong with it."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value in arguments:
+            return "", value
+        near = _nearest(str(value), arguments)
+        return f"expected one of {', '.join(map(repr, arguments))}, found {value!r}.{near}", None
+    if origin in (types.UnionType, typing.Union):
+        attempts = [_convert(argument, value) for argument in arguments]
+        return next((attempt for attempt in attempts if not attempt[0]), attempts[-1])
+    if origin is tuple:
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, list):
+            return f"expected a list, found {value!r}.", None
+        converted = [_convert(arguments[0], item) for item in items]
+        return next((problem for problem, _ in converted if problem), ""), tuple(
+            item for _, item in converted
+        )
+    if origin is dict:
+        return ("", value) if isinstance(value, dict) else (f"expected a table, found {value!r}.", None)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return "", float(value)
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return "", value
+    words = {"str": "a string", "int": "a whole number", "float": "a number", "bool": "true or false"}
+    return f"expected {words.get(kind.__name__, kind.__name__)}, found {value!r}.", None
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "data.demo_images": (20, 100_000),
+    "student.image_size": (32, 1024),
+    "distill.epochs": (1, 100_000),
+    "distill.lr": (1e-8, 10),
+    "distill.align_epochs": (0, 100_000),
+    "distill.align_lr": (1e-8, 10),
+    "distill.batch": (2, 65_536),
+    "distill.weight_decay": (0, 10),
+    "distill.image_weight": (0, 1),
+    "distill.seed": (0, 2**32 - 2),
+    "compress.calibration_images": (16, 100_000),
+    "guard.worst_points": (0, 100),
+    "guard.mean_points": (0, 100),
+    "guard.confidence": (0.5, 0.9999),
+    "bench.samples": (10, 10_000_000),
+    "bench.threads": (1, 1024),
+}
+
+
+def _check(config: Config) -> list[str]:
+    errors = []
+    for key, (low, high) in _RANGES.items():
+        section, name = key.split(".")
+        value = getattr(getattr(config, section), name)
+        if not low <= value <= high:
+            errors.append(f"{key}: expected {low:g} to {high:g}, found {value!r}.")
+    if not config.name or not config.name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        errors.append(f"name: expected letters, digits, '-', '_' and '.', found {config.name!r}.")
+    if not config.compress.candidates:
+        errors.append("compress.candidates: expected at least one candidate, found an empty list.")
+    return errors
+
+
+def _nearest(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, [str(item) for item in known], n=1)
+    return f" Did you mean '{near[0]}'?" if near else ""

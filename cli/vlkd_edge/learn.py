@@ -1,0 +1,278 @@
+"""The torch half of a build: data, class vectors, students, float graphs. torch is imported only to do work."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlkd_bench.predictions import write_predictions
+from vlkd_bench.samples import Sample
+from vlkd_distill import data as domain_data
+from vlkd_runtime.atomic import write_text
+from vlkd_runtime.preprocess import PreprocessSpec
+from vlkd_runtime.vectors import ClassVectors
+
+from .config import Config
+from .progress import Live
+from .stages import StageResult, Workspace
+
+if TYPE_CHECKING:
+    from vlkd_distill.specs import Settings, StudentSpec
+    from vlkd_distill.teachers import Teacher
+
+PARITY_IMAGES = 16
+PARITY_LOGIT_GAP = 1e-2
+PARITY_COSINE = 0.9999
+
+
+@dataclass(slots=True)
+class Learning:
+    """What the stages below share.
+
+    Attributes:
+        config: the build's configuration.
+        workspace: where stages lie.
+        live: progress.
+    """
+
+    config: Config
+    workspace: Workspace
+    live: Live
+    _teacher: Teacher | None = None
+
+    def teacher(self) -> Teacher:
+        """The teacher, loaded on first use."""
+        if self._teacher is None:
+            from vlkd_distill.teachers import OpenClipTeacher
+
+            self._teacher = OpenClipTeacher.load(self.config.teacher.model)
+        return self._teacher
+
+    @property
+    def spec(self) -> PreprocessSpec:
+        """How student and device prepare an image."""
+        size = self.config.student.image_size
+        return PreprocessSpec(height=size, width=size, resize="squash")
+
+    def student_spec(self) -> StudentSpec:
+        """The student before it learns anything; the same for the method and its baseline."""
+        from vlkd_distill.specs import StudentSpec
+
+        student, seed = self.config.student, self.config.distill.seed
+        return StudentSpec(student.arch, student.image_size, student.pretrained, seed, student.options)
+
+    def settings(self, method: str) -> Settings:
+        """The training settings of a method."""
+        from vlkd_distill.specs import Settings
+
+        return Settings(**(dataclasses.asdict(self.config.distill) | {"method": method}))
+
+
+def check_models(learning: Learning) -> None:
+    """Refuse an unknown student, or weights that cannot be had, before any long work.
+
+    What an earlier build has fetched and used is not asked for again.
+
+    Raises:
+        UsageError: names what to change, install or download.
+    """
+    inputs = {
+        "teacher": learning.config.teacher.model,
+        "student": dataclasses.asdict(learning.student_spec()),
+    }
+
+    def work(_: Path) -> None:
+        from vlkd_distill import students
+
+        students.check(learning.student_spec())
+        with learning.live.task("loading the models", None):
+            learning.teacher()
+            students.create(learning.student_spec(), 1)
+
+    learning.workspace.stage("models", inputs, work)
+
+
+def dataset(learning: Learning) -> tuple[domain_data.DomainDataset, str]:
+    """Read the data folder, or render the demo world; with it, a key that changes when the images do."""
+    config = learning.config.data
+    if config.root != "demo":
+        found = domain_data.scan(Path(config.root), domains=config.domains, classes=config.classes)
+        digest = hashlib.sha256()
+        for sample in found.samples:
+            status = sample.path.stat()
+            digest.update(f"{sample.image} {status.st_size} {status.st_mtime_ns}\n".encode())
+        return found, digest.hexdigest()
+    from vlkd_distill import demo
+
+    def render(folder: Path) -> None:
+        for left in folder.glob(".images.*"):  # of a killed run
+            shutil.rmtree(left)
+        per_style = dict.fromkeys(demo.STYLES, config.demo_images)
+        total = config.demo_images * len(demo.STYLES) * len(demo.CLASSES)
+        with learning.live.task("rendering the demo", total) as advance:
+            demo.write_world(folder / "images", per_class=per_style, seed=config.demo_seed, progress=advance)
+
+    inputs = {"images": config.demo_images, "seed": config.demo_seed, "renderer": _renderer(demo.__path__[0])}
+    stage = learning.workspace.stage("data", inputs, render)
+    found = domain_data.scan(stage.folder / "images", domains=config.domains, classes=config.classes)
+    return found, stage.key
+
+
+def _renderer(package: str) -> str:
+    """Hash of the renderer's source: another renderer draws another world."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(package).rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def teacher_key(config: Config) -> str:
+    """Identity of the teacher without loading it: its name and the state of its files."""
+    from vlkd_distill.teacher_names import folder_of
+
+    folder = folder_of(config.teacher.model)
+    if folder is None:
+        return config.teacher.model
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(json.dumps([str(folder), states]).encode()).hexdigest()
+
+
+def class_vectors(learning: Learning, classes: Sequence[str], teacher: str) -> StageResult:
+    """Embed the class names once."""
+    from vlkd_distill.templates import resolve_templates
+
+    templates = resolve_templates(learning.config.teacher.templates)
+
+    def work(folder: Path) -> None:
+        from vlkd_distill.class_vectors import compute
+
+        compute(learning.teacher(), classes, templates).save(folder / "class_vectors.safetensors")
+
+    inputs = {"teacher": teacher, "classes": list(classes), "templates": list(templates)}
+    return learning.workspace.stage("vectors", inputs, work)
+
+
+def pixels(
+    learning: Learning, samples: Sequence[Sample], data_key: str, sources: Sequence[str]
+) -> StageResult:
+    """Decode the train images of the source domains."""
+
+    def work(folder: Path) -> None:
+        from vlkd_distill import pixels as store
+
+        with learning.live.task("decoding images", len(samples)) as advance:
+            built = store.build(folder, samples, learning.spec, advance)
+        for _, reason in built.bad:
+            learning.live.say(f"[yellow]left out:[/] {reason}")
+
+    inputs = {"data": data_key, "sources": list(sources), "preprocess": dataclasses.asdict(learning.spec)}
+    return learning.workspace.stage("pixels", inputs, work)
+
+
+def teacher_predictions(
+    learning: Learning, samples: Sequence[Sample], vectors: StageResult, teacher: str, data_key: str
+) -> StageResult:
+    """The teacher's zero-shot predictions on test images: the mark that students are held against."""
+
+    def work(folder: Path) -> None:
+        from vlkd_distill.embeddings import embed
+        from vlkd_distill.zero_shot import predict
+
+        stored = _load_vectors(vectors)
+        with learning.live.task("asking the teacher", len(samples)) as advance:
+            rows = embed(learning.teacher(), samples, learning.workspace.cache / "embeddings", advance)
+        write_predictions(folder / "predictions.jsonl", predict(rows, stored, samples), stored.names)
+
+    return learning.workspace.stage(
+        "teacher", {"teacher": teacher, "vectors": vectors.key, "data": data_key}, work
+    )
+
+
+def train(
+    learning: Learning,
+    method: str,
+    samples: Sequence[Sample],
+    store: StageResult,
+    vectors: StageResult,
+) -> StageResult:
+    """Train one student."""
+    settings = learning.settings(method)
+
+    def work(folder: Path) -> None:
+        from vlkd_distill import checkpoints, embeddings, methods, pixels, students, training
+
+        stored = _load_vectors(vectors)
+        how = methods.create(settings, stored)
+        images = pixels.PixelStore.open(store.folder, samples)
+        cached = None
+        if how.needs_teacher and (settings.teacher_view == "clean_cached" or settings.align_epochs > 0):
+            with learning.live.task("asking the teacher", len(images.samples)) as advance:
+                cache = learning.workspace.cache / "embeddings"
+                cached = embeddings.embed(learning.teacher(), images.samples, cache, advance)
+        views = learning.teacher() if how.needs_teacher and settings.teacher_view == "same_aug" else None
+        student = students.create(learning.student_spec(), how.outputs())
+        seen = training.TrainingData(images, cached, views)
+        with learning.live.task(f"training {method}", training.total_steps(settings, how, seen)) as advance:
+
+            def on_step(stage: str, steps: int, loss: float) -> None:
+                advance(steps, note=f"{stage}, loss {loss:.3f}")
+
+            training.train(student, how, settings, seen, folder, on_step)
+        checkpoints.save_weights(folder / "student.safetensors", student)
+        (folder / checkpoints.FILE).unlink(missing_ok=True)
+
+    inputs = {
+        "settings": dataclasses.asdict(settings),
+        "student": dataclasses.asdict(learning.student_spec()),
+        "pixels": store.key,
+        "vectors": vectors.key,
+    }
+    return learning.workspace.stage(method, inputs, work)
+
+
+def export(
+    learning: Learning,
+    method: str,
+    trained: StageResult,
+    store: StageResult,
+    samples: Sequence[Sample],
+    vectors: StageResult,
+) -> StageResult:
+    """Fuse a trained student and write the float graph, checked against torch."""
+
+    def work(folder: Path) -> None:
+        import numpy as np
+
+        from vlkd_distill import checkpoints, methods, pixels, students
+        from vlkd_distill import export as graph
+
+        stored = _load_vectors(vectors)
+        how = methods.create(learning.settings(method), stored)
+        spec = dataclasses.replace(
+            learning.student_spec(), pretrained="none"
+        )  # every weight is overwritten below
+        student = students.create(spec, how.outputs())
+        checkpoints.load_weights(trained.folder / "student.safetensors", student)
+        network = students.Deployable(student, students.FusedHead(stored) if how.needs_teacher else None)
+        with learning.live.task(f"exporting {method}", None):
+            graph.export(network, learning.spec.height, folder / "model.onnx")
+            images = pixels.PixelStore.open(store.folder, samples).pixels
+            some = np.array(images[:: max(1, len(images) // PARITY_IMAGES)][:PARITY_IMAGES])
+            parity = graph.check_parity(
+                network, folder / "model.onnx", some, max_logit_gap=PARITY_LOGIT_GAP, min_cosine=PARITY_COSINE
+            )
+        write_text(folder / "parity.json", json.dumps(dataclasses.asdict(parity), indent=1))
+
+    inputs = {"trained": trained.key, "opset": 20}
+    return learning.workspace.stage(f"export-{method}", inputs, work)
+
+
+def _load_vectors(stage: StageResult) -> ClassVectors:
+    return ClassVectors.load(stage.folder / "class_vectors.safetensors")

@@ -1,0 +1,212 @@
+"""Puts a build's facts into a report and writes it as terminal table, JSON, Markdown and HTML."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from rich.console import Console
+
+from vlkd_bench.accuracy import summarise
+from vlkd_bench.latency import LatencyStats
+from vlkd_bench.machine import Machine
+from vlkd_bench.predictions import PredictionRow
+from vlkd_bench.report import values
+from vlkd_distill.data import DomainDataset
+from vlkd_runtime.atomic import write_text
+from vlkd_runtime.vectors import ClassVectors
+
+from .bundling import Written
+from .config import Config
+from .ship import Compressed
+from .stages import Workspace
+from .targets import Target
+
+if TYPE_CHECKING:
+    from .build import Images, Outcome
+
+DEMO_DATA = "The images are the embedded demo world: scenes drawn by a program, not photographs."
+DEMO_TEACHER = "The teacher is the demo's tiny CLIP, trained on such scenes; it stands in for a real one."
+PACKAGES = ("torch", "timm", "open_clip_torch", "onnx", "onnxruntime", "numpy", "pillow")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a build found out.
+
+    Attributes:
+        config: what was built.
+        target: for which device.
+        dataset: from which images.
+        contract: who saw what, a sentence each.
+        accuracy: predictions on test images of every domain, by role.
+        compressed: the guard's trials.
+        preflight: TensorRT's answer; None when no candidate reached it.
+        machine: where this ran.
+        vectors: the class vectors.
+    """
+
+    config: Config
+    target: Target
+    dataset: DomainDataset
+    contract: tuple[str, ...]
+    accuracy: Mapping[str, Sequence[PredictionRow]]
+    compressed: Compressed
+    preflight: Mapping[str, Any] | None
+    machine: Machine
+    vectors: ClassVectors
+
+    @property
+    def stand_ins(self) -> tuple[str, ...]:
+        """Sentences on what stands in for the real thing."""
+        return stand_ins(self.config)
+
+
+def stand_ins(config: Config) -> tuple[str, ...]:
+    """What in a configuration stands in for the real thing, a sentence each."""
+    data = DEMO_DATA if config.data.root == "demo" else config.data.stand_in
+    teacher = DEMO_TEACHER if config.teacher.model == "demo" else config.teacher.stand_in
+    return tuple(sentence for sentence in (data, teacher) if sentence)
+
+
+def contract(config: Config, sources: Sequence[str], images: Images) -> tuple[str, ...]:
+    """Who sees which images, a sentence each: shown before any work and kept with the results."""
+    held_out, learned_from = ", ".join(config.data.held_out), ", ".join(sources)
+    view = "augmented views of them" if config.distill.teacher_view == "same_aug" else "them, as they are"
+    return (
+        f"Training sees the {len(images.train)} train images and labels of the source domains {learned_from}; "
+        f"the teacher embeds {view}.",
+        f"Calibration and the golden samples are drawn from the same {len(images.train)} train images.",
+        f"Held out: {held_out}. No stage of training, calibration or selection opens these images.",
+        f"The guard compares models on all {len(images.guarded)} images of the held-out domains.",
+        f"Accuracies are on the {len(images.test)} test images of all domains (one in five, by hash of the name).",
+        "Checkpoint: the last one; nothing is selected on any image.",
+    )
+
+
+def finish(
+    facts: Facts, workspace: Workspace, bundle: Written | None, latency: LatencyStats | None, console: Console
+) -> Outcome:
+    """Write the report files and show the report; the exit code is the report's word."""
+    from vlkd_bench.report.html import render_html
+    from vlkd_bench.report.markdown import render_markdown
+
+    from vlkd_bench.report.machine_json import to_json
+    from vlkd_bench.report.terminal import render_terminal
+
+    from .build import Outcome
+
+    report = assemble(facts, workspace, bundle, latency)
+    root = workspace.root
+    plain = to_json(report) | {"archive": str(bundle.archive) if bundle else None}
+    write_text(root / "report.json", json.dumps(plain, indent=2) + "\n")
+    write_text(root / "report.md", render_markdown(report))
+    write_text(root / "report.html", render_html(report))
+    console.print(render_terminal(report))
+    return Outcome(0 if report.outcome == "pass" and bundle else 1, json.dumps(plain))
+
+
+def assemble(
+    facts: Facts, workspace: Workspace, bundle: Written | None, latency: LatencyStats | None
+) -> values.BuildReport:
+    """The report's values."""
+    from .build import command_line
+
+    config, compressed = facts.config, facts.compressed
+    rows = [
+        values.CandidateRow(
+            name=trial.candidate.name,
+            steps=trial.candidate.steps,
+            verdict=trial.verdict.verdict,
+            worst_drop=trial.verdict.worst.drop,
+            worst_upper=trial.verdict.worst.upper,
+            p50_ms=latency.p50_ms if latency and trial.candidate is compressed.chosen else None,
+            size_bytes=trial.candidate.path.stat().st_size,
+        )
+        for trial in compressed.trials
+    ]
+    shown = next((t for t in compressed.trials if t.candidate is compressed.chosen), compressed.trials[-1])
+    label = (
+        f"this CPU, ONNX Runtime, {config.bench.threads} thread{'s' * (config.bench.threads > 1)}, one prepared "
+        f"image a call; not the {facts.target.title}, which is to be measured on the device"
+    )
+    return values.BuildReport(
+        title=f"{config.name} for {facts.target.title}",
+        target=f"{config.target} ({facts.target.title})"
+        if config.target != facts.target.name
+        else config.target,
+        dataset=f"demo world, {len(facts.dataset.samples)} scenes"
+        if config.data.root == "demo"
+        else f"{Path(config.data.root).name}, {len(facts.dataset.samples)} images",
+        teacher=config.teacher.model.removeprefix("local-dir:").rstrip("/").rsplit("/", 1)[-1],
+        student=f"{config.student.arch} at {config.student.image_size} px ({_start(config)})",
+        method=config.distill.method,
+        held_out=config.data.held_out,
+        stand_ins=facts.stand_ins,
+        accuracy=_accuracy(facts, shown.candidate.name if bundle else ""),
+        guard=shown.verdict,
+        budget=compressed.budget,
+        candidates=tuple(rows),
+        preflight=_preflight(facts.preflight),
+        latency=(values.LatencyRow("shipped", latency, label),) if latency else (),
+        machine=facts.machine,
+        stages=tuple(values.StageRow(s.name, round(s.seconds, 2), s.cached) for s in workspace.results),
+        size_bytes=bundle.size_bytes if bundle else 0,
+        bundle=str(bundle.folder) if bundle else "",
+        report=str(workspace.root / "report.html"),
+        contract=facts.contract,
+        provenance=_provenance(facts, bundle),
+        command=command_line(),
+    )
+
+
+def _start(config: Config) -> str:
+    start = {"none": "random start", "hub": "pretrained, from the hub", "package": "ImageNet start"}
+    return start[config.student.pretrained]
+
+
+def _accuracy(facts: Facts, shipped: str) -> tuple[values.ModelAccuracy, ...]:
+    config = facts.config
+    described = {
+        "teacher": ("teacher, zero-shot", "torch"),
+        "erm": ("plain training (ERM)", "float ONNX through vlkd_runtime"),
+        "student": (f"student, {config.distill.method}", "float ONNX through vlkd_runtime"),
+        "shipped": (f"shipped, {shipped}", "the bundle through vlkd_runtime"),
+    }
+    return tuple(
+        values.ModelAccuracy(cast(values.ModelKey, key), *described[key], summarise(rows))
+        for key, rows in facts.accuracy.items()
+    )
+
+
+def _preflight(result: Mapping[str, Any] | None) -> values.PreflightRow:
+    if result is None:
+        return values.PreflightRow(
+            "not run", "", "No candidate passed the guard, so there was nothing to check."
+        )
+    engine = " ".join(part for part in (result["engine"], result["engine_version"]) if part)
+    return values.PreflightRow(result["verdict"], engine, result["reason"])
+
+
+def _provenance(facts: Facts, bundle: Written | None) -> dict[str, str]:
+    config = facts.config
+    found = {
+        "teacher fingerprint": facts.vectors.teacher_fingerprint[:16],
+        "templates": "; ".join(facts.vectors.templates),
+        "seed": str(config.distill.seed),
+        "epochs": str(config.distill.epochs),
+        "settings": json.dumps(dataclasses.asdict(config.distill), sort_keys=True),
+    }
+    if bundle is not None:
+        found["bundle digest"] = bundle.digest
+    for package in ("vlkd-edge", *PACKAGES):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

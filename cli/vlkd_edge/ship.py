@@ -1,0 +1,283 @@
+"""The torch-free half of a build: evaluate, compress under the guard, preflight, bundle, measure."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from vlkd_bench.latency import LatencyStats, measure
+from vlkd_bench.paired import GuardBudget
+from vlkd_bench.predictions import PredictionRow, evaluate, read_predictions, write_predictions
+from vlkd_bench.samples import Sample
+from vlkd_compress.guard import Candidate, Trial, guard_candidates
+from vlkd_runtime import Classifier
+from vlkd_runtime.atomic import write_text
+from vlkd_runtime.preprocess import PreprocessSpec, prepare
+from vlkd_runtime.vectors import ClassVectors
+
+from .config import Config
+from .progress import Live
+from .stages import StageResult, Workspace
+
+if TYPE_CHECKING:
+    from vlkd_compress.ranges import Method
+
+GOLDEN_IMAGES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Shipping:
+    """What the stages below share.
+
+    Attributes:
+        config: the build's configuration.
+        workspace: where stages lie.
+        live: progress.
+        spec: how an image is prepared.
+        vectors: the class vectors.
+        classes: class names in label order.
+        data_key: changes when the images do.
+    """
+
+    config: Config
+    workspace: Workspace
+    live: Live
+    spec: PreprocessSpec
+    vectors: ClassVectors
+    data_key: str
+
+    def predictions(
+        self, title: str, model: StageResult, samples: Sequence[Sample], what: str
+    ) -> StageResult:
+        """Run a graph on images through the runtime and store what it answers."""
+
+        def work(folder: Path) -> None:
+            rows = self.answer(title, model.folder / "model.onnx", samples)
+            write_predictions(folder / "predictions.jsonl", rows, self.vectors.names)
+
+        inputs = {
+            "model": model.key,
+            "data": self.data_key,
+            "what": what,
+            "domains": sorted({sample.domain for sample in samples}),
+            "images": len(samples),
+            "preprocess": dataclasses.asdict(self.spec),
+        }
+        return self.workspace.stage(f"evaluate-{title}", inputs, work)
+
+    def answer(self, title: str, model: Path, samples: Sequence[Sample]) -> tuple[PredictionRow, ...]:
+        """Predictions of a graph that is in no bundle yet, by the runtime's own code."""
+        with Classifier.from_model(
+            model, self.spec, self.vectors.names, logit_scale=self.vectors.logit_scale, threads=2
+        ) as classifier:
+            return watched(self.live, f"evaluating {title}", classifier, samples)
+
+    def read(self, stage: StageResult) -> tuple[PredictionRow, ...]:
+        """The predictions of a stage."""
+        return read_predictions(stage.folder / "predictions.jsonl", self.vectors.names)
+
+
+def watched(
+    live: Live, title: str, classifier: Classifier, samples: Sequence[Sample]
+) -> tuple[PredictionRow, ...]:
+    """`evaluate` under a progress bar."""
+    with live.task(title, len(samples)) as advance:
+        return evaluate(classifier, samples, lambda _: advance(1))
+
+
+@dataclass(frozen=True, slots=True)
+class Compressed:
+    """What compression came to.
+
+    Attributes:
+        chosen: the first candidate that passed the guard; None when none did.
+        key: key of the stage that made it.
+        trials: every candidate that was judged.
+        budget: what was allowed.
+    """
+
+    chosen: Candidate | None
+    key: str
+    trials: tuple[Trial, ...]
+    budget: GuardBudget
+
+
+def compress(
+    ship: Shipping,
+    floating: StageResult,
+    reference: Sequence[PredictionRow],
+    guarded: Sequence[Sample],
+    calibration: Sequence[Sample],
+) -> Compressed:
+    """Try candidates, boldest first, until the guard lets one pass.
+
+    Args:
+        ship: shared things.
+        floating: the stage of the float graph.
+        reference: the float graph's predictions on the guarded images.
+        guarded: every image of the held-out domains.
+        calibration: train images of the source domains.
+    """
+    makers: dict[Path, Callable[[], StageResult]] = {}
+    candidates = []
+    for name in ship.config.compress.candidates:
+        inputs, work = _candidate(ship, name, floating, calibration, guarded)
+        path = ship.workspace.place(f"candidate-{name}", inputs)[1] / "model.onnx"
+        makers[path] = partial(ship.workspace.stage, f"candidate-{name}", inputs, work)
+        candidates.append(Candidate(name, path, (describe(name, ship.config),)))
+
+    budget = GuardBudget(**dataclasses.asdict(ship.config.guard))
+    outcome = guard_candidates(reference, candidates, lambda path: ship.read(makers[path]()), budget)
+    for trial in outcome.trials:
+        ship.live.say(f"guard: {trial.candidate.name}: {trial.verdict.verdict}. {trial.verdict.reason}")
+    key = outcome.chosen.path.parent.name if outcome.chosen is not None else ""
+    return Compressed(outcome.chosen, key, outcome.trials, outcome.budget)
+
+
+def describe(name: str, config: Config) -> str:
+    """What a candidate's name stands for, in words."""
+    if name == "fp16":
+        return "float16 weights and activations; embedding norm and class-vector product in float32"
+    return (
+        f"INT8 QDQ in TensorRT's dialect, {name.partition('-')[2]} calibration on "
+        f"{config.compress.calibration_images} images; projection and class-vector product in float32"
+    )
+
+
+def _candidate(
+    ship: Shipping,
+    name: str,
+    floating: StageResult,
+    calibration: Sequence[Sample],
+    guarded: Sequence[Sample],
+) -> tuple[dict[str, Any], Callable[[Path], None]]:
+    """Inputs and work of the stage that makes a candidate and lets it answer the guarded images."""
+    config = ship.config
+
+    def work(folder: Path) -> None:
+        target = folder / "model.onnx"
+        _rewrite(ship, name, floating.folder / "model.onnx", target, calibration)
+        write_predictions(
+            folder / "predictions.jsonl", ship.answer(name, target, guarded), ship.vectors.names
+        )
+
+    inputs = {
+        "candidate": name,
+        "model": floating.key,
+        "data": ship.data_key,
+        "held_out": list(config.data.held_out),
+        "calibration_images": config.compress.calibration_images,
+        "guarded": len(guarded),
+    }
+    return inputs, work
+
+
+def _rewrite(ship: Shipping, name: str, source: Path, target: Path, calibration: Sequence[Sample]) -> None:
+    """Make the candidate's graph."""
+    from vlkd_compress.calibration import CalibrationImages, select_calibration
+    from vlkd_compress.half import to_float16
+    from vlkd_compress.quantize import quantize_for_tensorrt
+
+    config = ship.config
+    chosen = select_calibration(
+        calibration,
+        config.compress.calibration_images,
+        seed=config.distill.seed,
+        forbidden_domains=config.data.held_out,
+    )
+    images = CalibrationImages.load(chosen, ship.spec)
+    with ship.live.task(f"making {name}", None):
+        if name == "fp16":
+            to_float16(source, images, target)
+        else:
+            quantize_for_tensorrt(source, images, target, method=cast("Method", name.partition("-")[2]))
+
+
+def precision(candidate: Candidate) -> str:
+    """Precision of a candidate's weights, as the manifest names it."""
+    return "float16" if candidate.name == "fp16" else candidate.name.partition("-")[0]
+
+
+def preflight(ship: Shipping, compressed: Compressed) -> Mapping[str, Any] | None:
+    """Show the graph to TensorRT's real parser and builder; see ``vlkd_compress.preflight``."""
+    from vlkd_compress.preflight import run_preflight
+
+    if compressed.chosen is None:
+        return None
+    model = compressed.chosen.path
+
+    def work(folder: Path) -> None:
+        with ship.live.task("TensorRT preflight", None):
+            result = run_preflight(model)
+        write_text(folder / "preflight.json", json.dumps(dataclasses.asdict(result), indent=1))
+
+    inputs = {"model": compressed.key, "packages": _preflight_packages()}
+    stage = ship.workspace.stage("preflight", inputs, work)
+    result: dict[str, Any] = json.loads((stage.folder / "preflight.json").read_text())
+    return result
+
+
+def _preflight_packages() -> dict[str, str]:
+    """Versions of what the preflight runs; once they are installed, a preflight that was not run is run."""
+    found = {}
+    for package in ("onnxruntime-ep-nv-tensorrt-rtx-cu13", "tensorrt-cu13-bindings"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = ""
+    return found
+
+
+def golden(ship: Shipping, model: Path, samples: Sequence[Sample]) -> bytes:
+    """Inputs with the outputs that this model gave on this machine, as the bundle stores them."""
+    from vlkd_runtime.golden import Golden
+
+    chosen = samples[:: max(1, len(samples) // GOLDEN_IMAGES)][:GOLDEN_IMAGES]
+    images = np.stack([prepare(sample.path, ship.spec) for sample in chosen])
+    with Classifier.from_model(
+        model, ship.spec, ship.vectors.names, logit_scale=ship.vectors.logit_scale
+    ) as classifier:
+        outputs = classifier.infer(images)
+    return Golden(images, outputs.embedding, outputs.logits).to_bytes()
+
+
+def measure_shipped(
+    ship: Shipping, bundle: Path, key: str, samples: Sequence[Sample], machine: Mapping[str, Any]
+) -> tuple[StageResult, LatencyStats]:
+    """Accuracy and latency of the bundle itself, opened as a device opens it."""
+    config = ship.config.bench
+
+    def work(folder: Path) -> None:
+        with Classifier.load(bundle, threads=2) as classifier:
+            rows = watched(ship.live, "evaluating the bundle", classifier, samples)
+        write_predictions(folder / "predictions.jsonl", rows, ship.vectors.names)
+        with (
+            Classifier.load(bundle, threads=config.threads) as classifier,
+            ship.live.task("timing the bundle", None),
+        ):
+            stats = measure(timed_call(classifier, samples[0].path, ship.spec), min_samples=config.samples)
+        write_text(folder / "latency.json", json.dumps(stats.to_json()))
+
+    inputs = {
+        "bundle": key,
+        "data": ship.data_key,
+        "bench": dataclasses.asdict(config),
+        "machine": dict(machine),
+    }
+    stage = ship.workspace.stage("measure", inputs, work)
+    return stage, LatencyStats.from_json(json.loads((stage.folder / "latency.json").read_text()))
+
+
+def timed_call(classifier: Classifier, image: Path, spec: PreprocessSpec) -> Callable[[], object]:
+    """One prediction on a prepared array: what an application does per frame, decoding apart."""
+    prepared: npt.NDArray[np.uint8] = prepare(image, spec)
+    return lambda: classifier.predict(prepared)

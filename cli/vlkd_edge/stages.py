@@ -1,0 +1,129 @@
+"""Stages of a build: each a folder keyed by the hash of its inputs, renamed when whole.
+
+A killed stage leaves a ``.part`` folder that its next run goes on from; nothing half-written ever looks whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlkd_runtime.atomic import write_text
+from vlkd_runtime.errors import UsageError
+
+_DONE = "stage.json"
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """A finished stage.
+
+    Attributes:
+        name: of the stage.
+        key: hash of everything its outputs depend on.
+        folder: where its outputs lie.
+        seconds: how long the work took when it was done; the sum over interruptions.
+        cached: whether it was found done.
+    """
+
+    name: str
+    key: str
+    folder: Path
+    seconds: float
+    cached: bool
+
+
+@dataclass(slots=True)
+class Workspace:
+    """The folder a build works in.
+
+    Attributes:
+        root: the output folder.
+        cache: where the teacher's embeddings are kept; may be shared between builds.
+        results: finished stages, in order.
+    """
+
+    root: Path
+    cache: Path
+    results: list[StageResult] = field(default_factory=list)
+
+    def stage(self, name: str, inputs: Mapping[str, Any], work: Callable[[Path], None]) -> StageResult:
+        """Do a stage, unless it is done already.
+
+        Args:
+            name: of the stage.
+            inputs: everything the outputs depend on, as JSON values.
+            work: fills the folder it is given; it may find there what an interrupted run left.
+        """
+        key, final = self.place(name, inputs)
+        done = final / _DONE
+        if done.is_file():
+            result = StageResult(
+                name, key, final, float(json.loads(done.read_text())["seconds"]), cached=True
+            )
+        else:
+            result = StageResult(name, key, final, self._run(name, inputs, final, work), cached=False)
+        self.results.append(result)
+        return result
+
+    def place(self, name: str, inputs: Mapping[str, Any]) -> tuple[str, Path]:
+        """Key of a stage and the folder it has, or will have."""
+        text = json.dumps({"stage": name, "inputs": inputs}, sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return key, self.root / "stages" / f"{name}-{key}"
+
+    @staticmethod
+    def _run(name: str, inputs: Mapping[str, Any], final: Path, work: Callable[[Path], None]) -> float:
+        part = final.with_suffix(".part")
+        part.mkdir(parents=True, exist_ok=True)
+        clock = part / "seconds.json"
+        earlier = float(json.loads(clock.read_text())) if clock.is_file() else 0.0
+        start = time.monotonic()
+        try:
+            work(part)
+        finally:
+            seconds = earlier + time.monotonic() - start
+            with contextlib.suppress(OSError):
+                write_text(clock, json.dumps(seconds))
+        write_text(
+            part / _DONE,
+            json.dumps({"stage": name, "inputs": inputs, "seconds": round(seconds, 3)}, indent=1),
+        )
+        if final.exists():
+            shutil.rmtree(final)
+        part.rename(final)
+        return seconds
+
+
+@contextlib.contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Hold an output folder for one build at a time.
+
+    Raises:
+        UsageError: another build holds it, or it cannot be written.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        handle = os.open(root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        msg = f"Expected a folder that can be written at {root}: {error.strerror}. Choose another with --out."
+        raise UsageError(msg) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        msg = f"Another build is running in {root}. Wait for it, or choose another folder with --out."
+        raise UsageError(msg) from None
+    try:
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,1 @@
+"""Distill: teachers, class vectors, students, methods and the float graph that ships."""

@@ -1,0 +1,157 @@
+"""Domain datasets on disk: who may see which image.
+
+Letters used in shapes: N images, C classes, D embedding size, H and W pixels.
+
+References:
+    Gulrajani and Lopez-Paz, "In Search of Lost Domain Generalization", ICLR 2021 (folder layout and
+    leave-one-domain-out protocol).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vlkd_bench.samples import Sample
+from vlkd_runtime.errors import ConfigError, DataError
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
+
+Split = Literal["train", "test"]
+
+
+def split_of(image: str) -> Split:
+    """The split an image belongs to, by the hash of its id alone.
+
+    One image in five is *test*. The rule has no seed and does not depend on the other images, so adding
+    images never moves one from train to test.
+
+    Args:
+        image: id of the image, ``<domain>/<class>/<file>``.
+    """
+    digest = int(hashlib.sha1(image.encode(), usedforsecurity=False).hexdigest(), 16)
+    return "test" if digest % 5 == 0 else "train"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainDataset:
+    """Labelled images of the same classes in several domains.
+
+    Attributes:
+        root: folder that holds one folder a domain, each with one folder a class.
+        classes: class names in label order (C,).
+        domains: domain names, sorted.
+        samples: every image, ordered by domain, class and file name.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    domains: tuple[str, ...]
+    samples: tuple[Sample, ...]
+
+    def of(self, domains: Iterable[str], split: Split | None = None) -> tuple[Sample, ...]:
+        """The images of some domains, of one split or of both."""
+        wanted = set(domains)
+        return tuple(
+            sample
+            for sample in self.samples
+            if sample.domain in wanted and (split is None or split_of(sample.image) == split)
+        )
+
+    def sources(self, held_out: Sequence[str]) -> tuple[str, ...]:
+        """The domains that may be trained on when ``held_out`` may not.
+
+        Raises:
+            ConfigError: a held-out domain does not exist, none is named, or no source domain is left.
+        """
+        if not held_out:
+            msg = (
+                f"Expected at least one held-out domain, found none. The domains in {self.root} are "
+                f"{', '.join(self.domains)}: set data.held_out to one of them."
+            )
+            raise ConfigError(msg)
+        for name in held_out:
+            if name not in self.domains:
+                near = difflib.get_close_matches(name, self.domains, n=1)
+                hint = f" Did you mean '{near[0]}'?" if near else ""
+                msg = (
+                    f"data.held_out names the domain '{name}', but the domains in {self.root} are "
+                    f"{', '.join(self.domains)}.{hint}"
+                )
+                raise ConfigError(msg)
+        left = tuple(domain for domain in self.domains if domain not in held_out)
+        if not left:
+            msg = f"Every domain of {self.root} is held out: leave at least one to train on."
+            raise ConfigError(msg)
+        return left
+
+
+def scan(root: Path, *, domains: Sequence[str] = (), classes: Sequence[str] = ()) -> DomainDataset:
+    """Read a DomainBed folder ``root/<domain>/<class>/<file>``; no image is opened.
+
+    Args:
+        root: the folder.
+        domains: take only these domains; all of them when empty.
+        classes: class names in label order; sorted folder names when empty.
+
+    Raises:
+        DataError: the folder, a domain, a class or its images are missing.
+    """
+    if not root.is_dir():
+        msg = (
+            f"Expected a data folder at {root}, found {'a file' if root.exists() else 'nothing'}. Set data.root "
+            "to a folder laid out as <domain>/<class>/<image>."
+        )
+        raise DataError(msg)
+    found = tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != "."))
+    chosen = tuple(domains) or found
+    missing = [name for name in chosen if name not in found]
+    if missing or not chosen:
+        msg = (
+            f"Expected the domains {', '.join(chosen) or '(any)'} as folders in {root}, found "
+            f"{', '.join(found) or 'no folder at all'}. The layout is <domain>/<class>/<image>."
+        )
+        raise DataError(msg)
+    names = tuple(classes) or _class_names(root, chosen)
+    samples: list[Sample] = []
+    empty: list[str] = []
+    for domain in chosen:
+        for label, name in enumerate(names):
+            files = _images(root / domain / name)
+            if not files:
+                empty.append(f"{domain}/{name}")
+            samples += [Sample(path, f"{domain}/{name}/{path.name}", domain, label) for path in files]
+    if empty:
+        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+        msg = (
+            f"Expected images of every class in every domain of {root}, found none in "
+            f"{', '.join(empty[:5])}{more}. Add images, or name the classes to use with data.classes."
+        )
+        raise DataError(msg)
+    return DomainDataset(root, names, chosen, tuple(samples))
+
+
+def _class_names(root: Path, domains: Sequence[str]) -> tuple[str, ...]:
+    names = {
+        path.name
+        for domain in domains
+        for path in (root / domain).iterdir()
+        if path.is_dir() and path.name[0] != "."
+    }
+    if len(names) < 2:
+        msg = (
+            f"Expected at least two class folders below {root}/<domain>, found {len(names)}. The layout is "
+            "<domain>/<class>/<image>."
+        )
+        raise DataError(msg)
+    return tuple(sorted(names))
+
+
+def _images(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)

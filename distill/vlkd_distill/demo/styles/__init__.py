@@ -1,0 +1,1 @@
+"""The looks of the demo world, one module each: `draw(scene, size)` gives the picture."""

@@ -1,0 +1,92 @@
+"""The teacher's image embeddings, asked for once and kept on disk in shards.
+
+Letters used in shapes: N images, D embedding size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from vlkd_bench.samples import Sample
+from vlkd_runtime.atomic import write_bytes
+from vlkd_runtime.errors import DataError
+from vlkd_runtime.preprocess import decode
+from vlkd_runtime.tensorfile import read_tensors, write_tensors
+
+from .teachers import Teacher
+
+_SHARD = 256
+
+
+def embed(
+    teacher: Teacher,
+    samples: Sequence[Sample],
+    folder: Path,
+    progress: Callable[[int], None] = lambda _: None,
+) -> npt.NDArray[np.float32]:
+    """Embed images with the teacher, taking from the cache what is there.
+
+    A shard is keyed by the teacher's fingerprint and by the id and content of its images, so a changed
+    image or another teacher is asked anew and nothing else is. An interrupted run loses at most one shard.
+
+    Args:
+        teacher: who to ask.
+        samples: the images, in the order of the result's rows.
+        folder: where the shards lie.
+        progress: called with the number of images just finished.
+
+    Returns:
+        Unit rows ``(N, D)``.
+
+    Raises:
+        DataError: an embedding is not finite, or a shard on disk is of another size.
+        ImageError: an image cannot be decoded.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parts: list[npt.NDArray[np.float32]] = []
+    for start in range(0, len(samples), _SHARD):
+        chunk = samples[start : start + _SHARD]
+        path = folder / f"{_key(teacher.fingerprint, chunk)}.safetensors"
+        if path.exists():
+            rows = read_tensors(path.read_bytes(), where=str(path))[0]["embedding"].astype(np.float32)
+        else:
+            rows = _ask(teacher, chunk)
+            write_bytes(path, write_tensors({"embedding": rows}, {"teacher": teacher.fingerprint}))
+        if rows.shape != (len(chunk), teacher.dim):
+            msg = (
+                f"The embedding shard {path} has shape {rows.shape}, expected {(len(chunk), teacher.dim)}: "
+                "delete it and run again."
+            )
+            raise DataError(msg)
+        parts.append(rows)
+        progress(len(chunk))
+    return np.concatenate(parts) if parts else np.zeros((0, teacher.dim), np.float32)
+
+
+def _ask(teacher: Teacher, samples: Sequence[Sample]) -> npt.NDArray[np.float32]:
+    rows = [
+        teacher.embed_images([decode(sample.path) for sample in samples[start : start + 32]])
+        for start in range(0, len(samples), 32)
+    ]
+    result = np.concatenate(rows)
+    bad = np.flatnonzero(~np.isfinite(result).all(axis=1))
+    if len(bad):
+        msg = (
+            f"The teacher '{teacher.name}' gave an embedding that is not finite for "
+            f"{samples[int(bad[0])].path} and {len(bad) - 1} more images: nothing can be learned from it."
+        )
+        raise DataError(msg)
+    return result
+
+
+def _key(fingerprint: str, samples: Sequence[Sample]) -> str:
+    digest = hashlib.sha256(fingerprint.encode())
+    for sample in samples:
+        digest.update(sample.image.encode() + b"\0")
+        digest.update(hashlib.sha256(sample.path.read_bytes()).digest())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,138 @@
+"""From a trained student to the float ONNX graph, with a parity check that can fail the build.
+
+Letters used in shapes: K images, D embedding size, C classes, H and W pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+
+from vlkd_runtime.atomic import write_bytes
+from vlkd_runtime.engines import open_engine
+from vlkd_runtime.errors import ParityError
+
+from .students import Deployable
+
+OPSET = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How far an exported graph is from the network it came from.
+
+    Attributes:
+        images: number of images compared.
+        max_logit_gap: largest absolute difference of a logit.
+        min_cosine: smallest cosine between embeddings.
+        agreement: share of images with the same prediction.
+    """
+
+    images: int
+    max_logit_gap: float
+    min_cosine: float
+    agreement: float
+
+
+def export(network: Deployable, image_size: int, path: Path) -> None:
+    """Write the network as ONNX: uint8 ``(1, H, W, 3)`` in, ``embedding`` and ``logits`` out, static shapes.
+
+    The same network gives the same bytes.
+    """
+    example = torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8)
+    network.eval().to(memory_format=torch.contiguous_format)
+    with _quiet():
+        program = torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["image"],
+            output_names=["embedding", "logits"],
+            optimize=True,
+        )
+    assert program is not None
+    model = program.model_proto
+    _strip(model)
+    onnx.checker.check_model(model)
+    write_bytes(path, model.SerializeToString(deterministic=True))
+
+
+def check_parity(
+    network: Deployable, path: Path, images: npt.NDArray[np.uint8], *, max_logit_gap: float, min_cosine: float
+) -> Parity:
+    """Run network and graph on the same images and compare.
+
+    Args:
+        network: the torch module.
+        path: the ONNX graph.
+        images: ``(K, H, W, 3)`` uint8.
+        max_logit_gap: tolerated absolute difference.
+        min_cosine: tolerated smallest cosine.
+
+    Raises:
+        ParityError: the graph differs beyond tolerance.
+    """
+    with torch.inference_mode():
+        embedding, logits = (output.numpy() for output in network(torch.from_numpy(images)))
+    engine = open_engine(path, engine="ort-cpu")
+    try:
+        outputs = [engine.run(images[i : i + 1]) for i in range(len(images))]
+    finally:
+        engine.close()
+    graph_logits = np.concatenate([output.logits for output in outputs])
+    graph_embedding = np.concatenate([output.embedding for output in outputs])
+    parity = Parity(
+        images=len(images),
+        max_logit_gap=float(np.abs(logits - graph_logits).max()),
+        min_cosine=float((embedding * graph_embedding).sum(-1).min()),
+        agreement=float((logits.argmax(-1) == graph_logits.argmax(-1)).mean()),
+    )
+    if not (parity.max_logit_gap <= max_logit_gap and parity.min_cosine >= min_cosine):
+        msg = (
+            f"The exported graph {path.name} differs from the network: logit gap {parity.max_logit_gap:.4g} "
+            f"(tolerated {max_logit_gap:g}), smallest cosine {parity.min_cosine:.6f} (tolerated {min_cosine:g}), "
+            f"on {parity.images} images. This is a defect of the export: report it with student.arch."
+        )
+        raise ParityError(msg)
+    return parity
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Drop what differs from run to run or names this machine's files."""
+    model.doc_string = ""
+    del model.metadata_props[:]
+    model.producer_name, model.producer_version = "vlkd-edge", ""
+    graph = model.graph
+    graph.doc_string = ""
+    graph.name = "student"
+    del graph.metadata_props[:]
+    for node in graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        value.doc_string = ""
+        del value.metadata_props[:]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints its progress and warns about its own internals."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)

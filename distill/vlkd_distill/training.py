@@ -1,0 +1,237 @@
+"""The one loop that runs every stage of every method: progress, checkpoints, exact resume.
+
+Letters used in shapes: N images, B batch, D embedding size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from . import checkpoints
+from .augment import Augmentation, clean_views, random_views
+from .methods import Batch, Method, Stage
+from .pixels import PixelStore
+from .specs import Settings
+from .students import Student
+from .teachers import Teacher
+
+OnStep = Callable[[str, int, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """Everything that training may look at.
+
+    Attributes:
+        store: train images of the source domains.
+        embeddings: the teacher's embeddings of the clean images ``(N, D)``, if the method asks for them.
+        teacher: for ``same_aug`` views.
+    """
+
+    store: PixelStore
+    embeddings: npt.NDArray[np.float32] | None
+    teacher: Teacher | None
+
+
+def total_steps(settings: Settings, method: Method, data: TrainingData) -> int:
+    """How often `train` will call ``on_step``."""
+    per_epoch = _steps(len(data.store.samples), settings.batch)
+    return sum(stage.epochs * per_epoch for stage in method.stages())
+
+
+def train(
+    student: Student,
+    method: Method,
+    settings: Settings,
+    data: TrainingData,
+    folder: Path,
+    on_step: OnStep = lambda *_: None,
+    augmentation: Augmentation | None = None,
+) -> Student:
+    """Run a method's stages on a student, in place.
+
+    A checkpoint is written after every epoch; a run that finds one goes on from there and ends with the
+    same weights as an uninterrupted run.
+
+    Args:
+        student: trained in place; its head has ``method.outputs()`` columns.
+        method: what to do.
+        settings: how.
+        data: with what.
+        folder: where the checkpoint lies.
+        on_step: called as ``on_step(stage name, steps done, loss)``.
+        augmentation: limits of the random views.
+    """
+    how = augmentation or Augmentation()
+    resumed = checkpoints.load(folder)
+    for index, stage in enumerate(method.stages()):
+        _select_trainable(student, stage)
+        steps_per_epoch = _steps(len(data.store.samples), settings.batch)
+        optimizer = _optimizer(student, settings)
+        schedule = _Schedule(optimizer, stage.lr, stage.epochs * steps_per_epoch)
+        first_epoch = 0
+        if resumed is not None:
+            if resumed.stage > index:
+                on_step(stage.name, stage.epochs * steps_per_epoch, math.nan)
+                continue
+            checkpoints.restore(resumed, student, optimizer)
+            first_epoch, resumed = resumed.epoch, None
+            schedule.done = first_epoch * steps_per_epoch
+            on_step(stage.name, schedule.done, math.nan)
+        features = _cached_features(student, settings, data) if stage.cached_features else None
+        for epoch in range(first_epoch, stage.epochs):
+            generator = torch.Generator().manual_seed(_epoch_seed(settings.seed, index, epoch))
+            torch.manual_seed(_epoch_seed(settings.seed, index, epoch) + 1)
+            student.train()
+            if settings.batch_norm == "frozen" or stage.cached_features:
+                _freeze_batch_norm(student)
+            for rows in epoch_rows(data.store.domains, settings.batch, generator):
+                loss = _step(student, method, settings, data, features, rows, how, generator)
+                schedule.step(loss)
+                on_step(stage.name, 1, float(loss.detach()))
+            checkpoints.save(folder, student, optimizer, index, epoch + 1)
+    student.eval().requires_grad_(False)
+    return student
+
+
+def epoch_rows(domains: Sequence[str], batch: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Row indices of one epoch's batches, each drawn evenly from the domains.
+
+    A domain smaller than its share is gone through again; the epoch has ``ceil(N / batch)`` batches.
+
+    Args:
+        domains: the domain of each row (N,).
+        batch: images a batch; the remainder of ``batch / domains`` goes to the first domains.
+        generator: source of randomness.
+    """
+    names = sorted(set(domains))
+    steps = _steps(len(domains), batch)
+    rows_of = {
+        name: torch.tensor([i for i, domain in enumerate(domains) if domain == name]) for name in names
+    }
+    streams = []
+    for position, name in enumerate(names):
+        share = batch // len(names) + (position < batch % len(names))
+        rounds = math.ceil(steps * share / len(rows_of[name]))
+        order = [
+            rows_of[name][torch.randperm(len(rows_of[name]), generator=generator)] for _ in range(rounds)
+        ]
+        streams.append(
+            torch.cat(order)[: steps * share].view(steps, share) if share else torch.zeros(steps, 0).long()
+        )
+    yield from torch.cat(streams, 1)
+
+
+def _steps(images: int, batch: int) -> int:
+    return math.ceil(images / batch)
+
+
+def _epoch_seed(seed: int, stage: int, epoch: int) -> int:
+    return int(np.random.SeedSequence([seed, stage, epoch]).generate_state(1)[0])
+
+
+def _step(
+    student: Student,
+    method: Method,
+    settings: Settings,
+    data: TrainingData,
+    features: Tensor | None,
+    rows: Tensor,
+    how: Augmentation,
+    generator: torch.Generator,
+) -> Tensor:
+    labels = torch.from_numpy(data.store.labels[rows.numpy()])
+    target = None
+    if features is not None:
+        outputs = student.head(features[rows])
+        if method.needs_teacher and data.embeddings is not None:
+            target = torch.from_numpy(data.embeddings[rows.numpy()])
+        return method.loss(outputs, Batch(labels, target))
+    views = random_views(torch.from_numpy(data.store.pixels[rows.numpy()]), how, generator)
+    if method.needs_teacher:
+        if settings.teacher_view == "same_aug" and data.teacher is not None:
+            with autocast(settings):
+                target = data.teacher.embed_views(views)
+        elif data.embeddings is not None:
+            target = torch.from_numpy(data.embeddings[rows.numpy()])
+    with autocast(settings):
+        outputs = student(views)
+    return method.loss(outputs.float(), Batch(labels, target))
+
+
+def _select_trainable(student: Student, stage: Stage) -> None:
+    student.head.requires_grad_(stage.trains in ("head", "all"))
+    student.backbone.requires_grad_(stage.trains in ("backbone", "all"))
+
+
+def _optimizer(student: Student, settings: Settings) -> torch.optim.AdamW:
+    trainable = [p for p in student.parameters() if p.requires_grad]
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in trainable if p.ndim > 1], "weight_decay": settings.weight_decay},
+            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+    )
+
+
+class _Schedule:
+    """Linear warm-up over a twentieth of the steps, then half a cosine to zero."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, peak: float, steps: int) -> None:
+        self._optimizer, self._peak, self._steps = optimizer, peak, max(1, steps)
+        self.done = 0
+
+    def step(self, loss: Tensor) -> None:
+        warm = max(1, self._steps // 20)
+        if self.done < warm:
+            factor = (self.done + 1) / warm
+        else:
+            factor = 0.5 * (1 + math.cos(math.pi * (self.done - warm) / max(1, self._steps - warm)))
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._peak * factor
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        self.done += 1
+
+
+@torch.no_grad()
+def _cached_features(student: Student, settings: Settings, data: TrainingData) -> Tensor:
+    """Features ``(N, n)`` of the clean images, from the backbone as it is."""
+    student.eval()
+    parts = []
+    for start in range(0, len(data.store.samples), 64):
+        pixels = torch.from_numpy(np.array(data.store.pixels[start : start + 64]))
+        with autocast(settings):
+            parts.append(student.features(clean_views(pixels)).float())
+    return torch.cat(parts)
+
+
+def _freeze_batch_norm(student: Student) -> None:
+    for module in student.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+def autocast(settings: Settings) -> contextlib.AbstractContextManager[None]:
+    """bfloat16 where the settings allow it and this processor has it in hardware, float32 elsewhere."""
+    if settings.precision == "auto" and _fast_bfloat16():
+        return torch.autocast("cpu", torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def _fast_bfloat16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags

@@ -1,0 +1,260 @@
+"""Decodes whatever calls itself an image to plain 8-bit RGB, or says what is wrong with it.
+
+Files come from cameras, phones and strangers. Pillow's own warnings and exceptions never get out of here.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from .errors import ImageError
+
+ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | npt.NDArray[Any]"
+
+MAX_PIXELS = 64_000_000
+
+# Only what photographs and datasets come in: every further decoder is one more way in for a hostile file.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode to an upright 8-bit RGB image.
+
+    EXIF orientation is applied, 16-bit gray is scaled (never clipped), transparency is laid over white, CMYK
+    and palettes are converted. Of animations and multi-page files the first frame is taken.
+
+    Args:
+        source: A path, a Pillow image, or a uint8 array: (H, W), (H, W, 1), (H, W, 3) RGB, (H, W, 4) RGBA.
+        max_pixels: The largest image to decode. Pillow's own ``Image.MAX_IMAGE_PIXELS`` (twice of it) holds
+            beside this one.
+
+    Returns:
+        An image of mode RGB, never the caller's own object.
+
+    Raises:
+        ImageError: Missing, unreadable, truncated, too large, empty, or no image at all.
+    """
+    image = decode_shared(source, max_pixels=max_pixels).copy()
+    # An orientation left in here would be applied again by whoever decodes the result.
+    image.info = {}
+    return image
+
+
+def decode_shared(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode like `decode` without a last copy: for reading only, as it may be the caller's own image."""
+    if isinstance(source, np.ndarray):
+        return _from_array(source, max_pixels)
+    if isinstance(source, Image.Image):
+        with _QUIET:
+            return _from_pillow(source, "image", max_pixels)
+    where = _path_of(source)
+    if where is None:
+        msg = (
+            f"expected a path, a Pillow image or a uint8 array, found {type(source).__name__}; "
+            "convert it first"
+        )
+        raise ImageError(msg)
+    return _from_file(where, max_pixels)
+
+
+def _from_file(where: str, max_pixels: int) -> Image.Image:
+    _register_formats()
+    try:
+        with _QUIET, Path(where).open("rb") as file:
+            if not file.peek(1):
+                _refuse(where, "the file is empty", "get it again")
+            with Image.open(file, formats=_FORMATS) as image:
+                return _from_pillow(image, where, max_pixels)
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        msg = (
+            f"{where}: no image of a known format ({', '.join(_FORMATS)}), or damaged from its start; "
+            "get it again, convert or remove it"
+        )
+        raise ImageError(msg) from error
+    except Image.DecompressionBombError as error:
+        msg = f"{where}: {error}; if you trust it, raise max_pixels and PIL.Image.MAX_IMAGE_PIXELS"
+        raise ImageError(msg) from error
+    except MemoryError as error:
+        msg = f"{where}: decoding needs more memory than there is; make the image smaller"
+        raise ImageError(msg) from error
+    except OSError as error:
+        # strerror is there when the file system said no, and not when Pillow did.
+        msg = f"{where}: cannot read the image: {error.strerror or error}; check the path and the file"
+        raise ImageError(msg) from error
+    except Exception as error:  # Pillow's decoders raise SyntaxError, struct.error, EOFError and more.
+        msg = f"{where}: damaged image: {error}; get it again"
+        raise ImageError(msg) from error
+
+
+def _path_of(source: object) -> str | None:
+    """Give the path, or None for what is none; bytes would be taken for a path by some functions."""
+    path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
+    return path if isinstance(path, str) else None
+
+
+def _refuse(where: str, problem: str, remedy: str) -> NoReturn:
+    msg = f"{where}: {problem}; {remedy}"
+    raise ImageError(msg)
+
+
+class _QuietPillow:
+    """Keeps Pillow's warnings from the application while any thread decodes.
+
+    Warning filters belong to the process: the first thread in sets the filter, the last one out takes it
+    away, and threads that decode side by side do not wait for one another.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._saved: warnings.catch_warnings[None] | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._saved = warnings.catch_warnings()
+                self._saved.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0 and self._saved is not None:
+                self._saved.__exit__(None, None, None)
+                self._saved = None
+
+
+_QUIET = _QuietPillow()
+
+
+@functools.cache
+def _register_formats() -> None:
+    """Load the decoders in use, and not the forty others that Pillow would load for an unknown file."""
+    from PIL import (  # noqa: F401  (importing registers them)
+        BmpImagePlugin,
+        GifImagePlugin,
+        JpegImagePlugin,
+        PngImagePlugin,
+        PpmImagePlugin,
+        TiffImagePlugin,
+        WebPImagePlugin,
+    )
+
+
+def _from_array(array: npt.NDArray[Any], max_pixels: int) -> Image.Image:
+    where = f"array of {array.dtype} {array.shape}"
+    if array.dtype != np.uint8:
+        remedy = "convert it first"
+        if array.dtype.kind == "f":
+            remedy = (
+                "pass uint8: multiply by 255 if the values are from 0 to 1, round, then astype(numpy.uint8)"
+            )
+        _refuse(where, "expected uint8", remedy)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        remedy = "pass channels last"
+        if array.ndim == 3 and array.shape[0] in (1, 3, 4):
+            remedy = "channels come last: use array.transpose(1, 2, 0)"
+        elif array.ndim == 4:
+            remedy = "pass one image, or the whole batch to predict"
+        _refuse(where, "expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)", remedy)
+    if 0 in array.shape:
+        _refuse(where, "the image is empty", "check where it came from")
+    if array.shape[0] * array.shape[1] > max_pixels:
+        _refuse(where, f"expected at most {max_pixels} pixels", "make it smaller or raise max_pixels")
+    if array.ndim == 3 and array.shape[2] == 4:
+        return Image.fromarray(_over_white(array))
+    return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
+
+
+def _from_pillow(image: Image.Image, where: str, max_pixels: int) -> Image.Image:
+    if image.width * image.height > max_pixels:
+        _refuse(
+            where,
+            f"{image.width}x{image.height} is more than the {max_pixels} pixels allowed",
+            "make it smaller, or raise max_pixels if you trust it",
+        )
+    if image.width == 0 or image.height == 0:
+        _refuse(where, "the image is empty", "check where it came from")
+    try:
+        image.load()
+        # After load: Pillow turns some formats upright by itself then, and takes the tag away.
+        return _upright(_to_rgb(image, where), _orientation(image))
+    except ImageError:
+        raise
+    except MemoryError as error:
+        msg = f"{where}: decoding needs more memory than there is; make the image smaller"
+        raise ImageError(msg) from error
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more.
+        msg = f"{where}: damaged or truncated image: {error}; get it again"
+        raise ImageError(msg) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # A broken EXIF block says nothing about the pixels.
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    transpose = _TRANSPOSES.get(orientation)
+    return image if transpose is None else image.transpose(transpose)
+
+
+def _to_rgb(image: Image.Image, where: str) -> Image.Image:
+    mode = image.mode
+    if mode.startswith("I"):
+        return _from_wide_gray(image, where)
+    if mode == "F":
+        _refuse(where, "float pixels have no known range", "save it with 8 or 16 bits per channel")
+    transparent = "transparency" in image.info and mode in ("1", "L", "RGB", "P")
+    if transparent or mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        return Image.fromarray(_over_white(np.asarray(image.convert("RGBA"))))
+    return image if mode == "RGB" else image.convert("RGB")
+
+
+def _from_wide_gray(image: Image.Image, where: str) -> Image.Image:
+    """Scale 16-bit gray to 8 bits; clipping, which Pillow's convert does, would leave nearly all white."""
+    values = np.asarray(image).astype(np.int64)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        _refuse(
+            where, f"expected 16-bit gray, found values from {low} to {high}", "save it with 8 or 16 bits"
+        )
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        values[values == transparent] = 65535
+    gray = ((values + 128) // 257).astype(np.uint8)
+    return Image.fromarray(gray).convert("RGB")
+
+
+def _over_white(rgba: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Blend (H, W, 4) over white, rounded to nearest; the largest sum, 255 * 255 + 127, fits 16 bits."""
+    alpha = rgba[:, :, 3:].astype(np.uint16)
+    color = rgba[:, :, :3].astype(np.uint16)
+    return ((color * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)

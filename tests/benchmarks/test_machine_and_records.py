@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+import platform
+import socket
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+
+from vlkd_bench.machine import read_machine
+from vlkd_bench.records import DamagedLine, Record, append_record, read_records
+from vlkd_runtime.errors import DataError
+
+
+def jetson(root: Path) -> Path:
+    files = {
+        "proc/cpuinfo": "model name\t: ARMv8 Processor rev 1 (v8l)\nFeatures\t: fp asimd asimddp\n",
+        "proc/meminfo": "MemTotal:        7802820 kB\nMemFree: 1 kB\n",
+        "proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit\0",
+        "etc/nv_tegra_release": "# R36 (release), REVISION: 4.0, BOARD: generic\nmore\n",
+    }
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def test_a_jetson_is_recognised(tmp_path: Path) -> None:
+    machine = read_machine(jetson(tmp_path))
+    assert machine.board == "NVIDIA Jetson Orin Nano Developer Kit"
+    assert machine.jetson_release == "# R36 (release), REVISION: 4.0, BOARD: generic"
+    assert machine.cpu_model == "ARMv8 Processor rev 1 (v8l)"
+    assert machine.isa == ("asimd", "asimddp")
+    assert machine.memory_bytes == 7802820 * 1024
+    assert machine.describe().startswith("NVIDIA Jetson Orin Nano Developer Kit, ARMv8")
+
+
+def test_a_system_that_tells_nothing(tmp_path: Path) -> None:
+    machine = read_machine(tmp_path)
+    assert machine.cpu_model == platform.machine()
+    assert (machine.isa, machine.memory_bytes, machine.board, machine.jetson_release) == ((), 0, "", "")
+    assert "memory unknown" in machine.describe()
+
+
+def test_this_machine_is_not_named() -> None:
+    machine = read_machine()
+    assert machine.logical_cores >= machine.usable_cores >= 1
+    text = json.dumps(machine.to_json(), allow_nan=False)
+    assert socket.gethostname() not in text
+    assert str(Path.home()) not in text
+
+
+WHEN = datetime(2024, 5, 6, 9, 0, tzinfo=timezone(timedelta(hours=2)))
+
+
+def test_records_are_read_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "log" / "runs.jsonl"
+    first = append_record(path, "bench", {"p50_ms": 1.5, "name": "line\u2028end"}, when=WHEN)
+    append_record(path, "build", {})
+    log = read_records(path)
+    assert log.records[0] == first == Record("bench", "2024-05-06T07:00:00+00:00", first.data)
+    assert [record.kind for record in log.records] == ["bench", "build"]
+    assert log.damaged == ()
+
+
+def test_a_truncated_line_is_reported_and_costs_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    append_record(path, "one", {})
+    append_record(path, "two", {"x": 1})
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-12])
+    log = read_records(path)
+    assert [record.kind for record in log.records] == ["one"]
+    assert [item.line for item in log.damaged] == [2]
+    append_record(path, "three", {})
+    log = read_records(path)
+    assert [record.kind for record in log.records] == ["one", "three"]
+    assert [item.line for item in log.damaged] == [2]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", "not JSON"),
+        ("[]", "expected an object, found list"),
+        ('{"schema": 99}', "expected schema 1, found 99"),
+        ('{"schema": 1, "kind": "a", "when": "b", "data": []}', "an object 'data'"),
+        ("\udcff", "not JSON"),
+    ],
+    ids=["cut", "no object", "other version", "wrong types", "not UTF-8"],
+)
+def test_unreadable_lines_are_reported(tmp_path: Path, line: str, reason: str) -> None:
+    path = tmp_path / "runs.jsonl"
+    append_record(path, "one", {})
+    path.write_bytes(path.read_bytes() + line.encode("utf-8", "surrogateescape") + b"\n")
+    log = read_records(path)
+    assert len(log.records) == 1
+    (damaged,) = log.damaged
+    assert isinstance(damaged, DamagedLine)
+    assert damaged.line == 2
+    assert reason in damaged.reason
+
+
+@pytest.mark.parametrize("value", [float("nan"), object()], ids=["nan", "no JSON value"])
+def test_values_outside_json_are_refused(tmp_path: Path, value: object) -> None:
+    path = tmp_path / "runs.jsonl"
+    with pytest.raises(DataError, match="Nothing was written"):
+        append_record(path, "one", {"x": value})
+    assert not path.exists()
+
+
+def test_a_missing_log_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="Expected a log of records"):
+        read_records(tmp_path / "none.jsonl")
