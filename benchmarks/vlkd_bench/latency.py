@@ -7,12 +7,15 @@ user of the device will see.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from statistics import median
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from vlkd_runtime.errors import DataError
 
 WARMUP_MS = 200.0
 WARMUP_WINDOW = 10
@@ -66,6 +69,20 @@ class LatencyStats:
     def to_json(self) -> dict[str, object]:
         """Return the fields as JSON values."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LatencyStats:
+        """Take back what `to_json` gave.
+
+        Raises:
+            DataError: A field is missing or unknown.
+        """
+        names = [field.name for field in fields(cls)]
+        if sorted(data) != sorted(names):
+            msg = f"Expected the fields {', '.join(names)}, found {', '.join(data)}: measure again."
+            raise DataError(msg)
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)
 
 
 def measure(

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
+
+from vlkd_runtime.errors import DataError
 
 # Instruction sets that change the speed of a network on a CPU; x86 names, then Arm's.
 ISA_OF_INTEREST = (
@@ -62,6 +66,20 @@ class Machine:
     def to_json(self) -> dict[str, object]:
         """Return the fields as JSON values."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Machine:
+        """Take back what `to_json` gave.
+
+        Raises:
+            DataError: A field is missing or unknown.
+        """
+        names = [field.name for field in fields(cls)]
+        if sorted(data) != sorted(names):
+            msg = f"Expected the fields {', '.join(names)}, found {', '.join(data)}: measure again."
+            raise DataError(msg)
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)
 
     def describe(self) -> str:
         """Return one line for people."""

@@ -121,9 +121,7 @@ class CompressConfig:
     """
 
     candidates: tuple[Literal["int8-entropy", "int8-percentile", "int8-minmax", "fp16"], ...] = (
-        "int8-entropy",
         "int8-percentile",
-        "int8-minmax",
         "fp16",
     )
     calibration_images: int = 256
@@ -249,7 +247,7 @@ def _substitute(value: Any, variables: Mapping[str, str], errors: list[str], whe
         head, _, rest = value.partition("${")
         name, brace, tail = rest.partition("}")
         if not brace or name not in variables:
-            errors.append(f"{where}: '${{{name}' names no variable of [vars].{_nearest(name, variables)}")
+            errors.append(f"{where}: '${{{name}}}' names no variable of [vars].{_nearest(name, variables)}")
             return value
         value = head + variables[name] + tail
     return value

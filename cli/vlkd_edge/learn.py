@@ -128,7 +128,8 @@ def _renderer(package: str) -> str:
     """Hash of the renderer's source: another renderer draws another world."""
     digest = hashlib.sha256()
     for path in sorted(Path(package).rglob("*.py")):
-        digest.update(path.read_bytes())
+        if "teacher" not in path.name:
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 

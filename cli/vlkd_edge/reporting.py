@@ -93,11 +93,9 @@ def finish(
     facts: Facts, workspace: Workspace, bundle: Written | None, latency: LatencyStats | None, console: Console
 ) -> Outcome:
     """Write the report files and show the report; the exit code is the report's word."""
-    from vlkd_bench.report.html import render_html
-    from vlkd_bench.report.markdown import render_markdown
+    from vlkd_bench.report import render_html, render_markdown, render_terminal
 
     from vlkd_bench.report.machine_json import to_json
-    from vlkd_bench.report.terminal import render_terminal
 
     from .build import Outcome
 

@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from .preflight import run_preflight as run_preflight
     from .quantize import quantize_for_tensorrt as quantize_for_tensorrt
 
+_GUARD = ("Candidate", "GuardOutcome", "Trial", "guard_candidates", "held_out_evaluator")
 _HOMES = {
-    **dict.fromkeys(("CalibrationImages", "select_calibration"), ".calibration"),
-    **dict.fromkeys(("Finding", "check_dialect"), ".dialect"),
-    **dict.fromkeys(("Candidate", "GuardOutcome", "Trial"), ".guard"),
-    **dict.fromkeys(("guard_candidates", "held_out_evaluator"), ".guard"),
-    **{"to_float16": ".half", "run_preflight": ".preflight", "quantize_for_tensorrt": ".quantize"},
+    **dict.fromkeys(_GUARD, ".guard"),
+    **{"CalibrationImages": ".calibration", "select_calibration": ".calibration"},
+    **{"Finding": ".dialect", "check_dialect": ".dialect", "quantize_for_tensorrt": ".quantize"},
+    **{"to_float16": ".half", "run_preflight": ".preflight"},
 }
 
+if not TYPE_CHECKING:  # a type checker must see the names above and no other
 
-def __getattr__(name: str) -> object:
-    # onnx and onnxruntime take half a second to import: that is paid for when a name is first used.
-    if name not in _HOMES:
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
-    return getattr(import_module(_HOMES[name], __name__), name)
+    def __getattr__(name: str) -> object:
+        # onnx and onnxruntime take half a second to import: that is paid for when a name is first used.
+        if name in _HOMES:
+            return getattr(import_module(_HOMES[name], __name__), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")  # noqa: EM102
 
 
 def __dir__() -> list[str]:

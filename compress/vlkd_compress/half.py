@@ -2,6 +2,10 @@
 
 TensorRT runs each tensor in the type the graph gives it, so the types are written into the graph. The unit
 norm and the class-vector product stay float32: they cost nothing and decide between near classes.
+
+A float16 version of an INT8 graph has to be judged with ONNX Runtime's ``WeightBiasQuantization`` switched
+off: on the CPU that rewrite (seen in 1.31) passes biases through float16 in units of the scales' product, where
+they overflow. The graph itself is right, as a run without rewrites shows.
 """
 
 from __future__ import annotations

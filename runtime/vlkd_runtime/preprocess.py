@@ -125,9 +125,8 @@ def prepare(
     # Between the passes the image has its old height and its new width.
     if max(width * height, width * image.height) > max(max_pixels, spec.width * spec.height):
         msg = (
-            f"{_describe(source)}: {image.width}x{image.height} is too long and thin: keeping its aspect at "
-            "the "
-            f"network's size takes {width}x{height} pixels, at most {max_pixels} are allowed; crop it first"
+            f"{_describe(source)}: {image.width}x{image.height} is too long and thin: resizing it takes more than "
+            f"the {max_pixels} pixels allowed; crop it first"
         )
         raise ImageError(msg)
     # Columns first, then rows: in one call, Pillow 13 swaps the passes where that is faster, and older ones

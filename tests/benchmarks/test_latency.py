@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from vlkd_bench.latency import measure, percentile, percentile_interval, summarise_latency
+from vlkd_bench.latency import LatencyStats, measure, percentile, percentile_interval, summarise_latency
+from vlkd_runtime.errors import DataError
 
 MS = 1_000_000
 
@@ -130,3 +131,7 @@ def test_json_holds_plain_values() -> None:
     assert loaded["p50_ms"] == 2.0
     assert loaded["p99_ms"] is None
     assert len(loaded["quantiles_ms"]) == 201
+    assert LatencyStats.from_json(loaded) == stats
+    del loaded["cov"]
+    with pytest.raises(DataError, match="Expected the fields n, warmup_calls"):
+        LatencyStats.from_json(loaded)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vlkd_bench.machine import read_machine
+from vlkd_bench.machine import Machine, read_machine
 from vlkd_bench.records import DamagedLine, Record, append_record, read_records
 from vlkd_runtime.errors import DataError
 
@@ -36,6 +36,11 @@ def test_a_jetson_is_recognised(tmp_path: Path) -> None:
     assert machine.describe().startswith("NVIDIA Jetson Orin Nano Developer Kit, ARMv8")
 
 
+def test_a_machine_of_another_version_is_refused() -> None:
+    with pytest.raises(DataError, match=r"Expected the fields cpu_model, .* found board: measure again"):
+        Machine.from_json({"board": "x"})
+
+
 def test_a_system_that_tells_nothing(tmp_path: Path) -> None:
     machine = read_machine(tmp_path)
     assert machine.cpu_model == platform.machine()
@@ -47,6 +52,7 @@ def test_this_machine_is_not_named() -> None:
     machine = read_machine()
     assert machine.logical_cores >= machine.usable_cores >= 1
     text = json.dumps(machine.to_json(), allow_nan=False)
+    assert Machine.from_json(json.loads(text)) == machine
     assert socket.gethostname() not in text
     assert str(Path.home()) not in text
 

@@ -189,7 +189,7 @@ def test_images_needed_is_none_where_more_would_not_help(n: int, lost: int, won:
 @pytest.mark.parametrize("rate_won", [0.0, 0.01, 0.08], ids=["losses only", "few wins", "many wins"])
 @pytest.mark.parametrize("n", [300, 1200])
 def test_a_drop_at_the_budget_passes_no_more_often_than_allowed(n: int, rate_won: float) -> None:
-    simulations, budget = 400, 1.0
+    simulations, budget = 300, 1.0
     rate_lost = rate_won + budget / 100
     counts = np.random.default_rng(n).multinomial(
         n, [rate_lost, rate_won, 1 - rate_lost - rate_won], simulations

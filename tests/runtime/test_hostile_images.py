@@ -166,6 +166,8 @@ def test_a_sliver_does_not_blow_up_in_the_resize() -> None:
     sliver = np.zeros((1, 2_000_000, 3), np.uint8)
     with pytest.raises(ImageError, match="too long and thin"):
         prepare(sliver, PreprocessSpec(224, 224, "crop"))
+    with pytest.raises(ImageError, match="1x2000000 is too long and thin"):
+        prepare(np.zeros((2_000_000, 1, 3), np.uint8), PreprocessSpec(224, 224))
     assert prepare(sliver, PreprocessSpec(8, 8)).shape == (8, 8, 3)
 
 

@@ -41,7 +41,7 @@ STYLE_WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """Style to the words captions use for it; the first is the plainest."""
 _PLACES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "meadow": ("in a meadow", "on the grass", "in a green field"),
+        "meadow": ("in a meadow", "on the grass", "in a field"),
         "sea": ("at sea", "by the sea", "in front of the ocean"),
         "sky": ("in the sky", "among clouds", "in front of the sky"),
         "city": ("in a city", "on a street", "in front of buildings"),

@@ -39,7 +39,7 @@ class Settings:
 
     seed: int = 0
     per_class: int = 500
-    epochs: int = 14
+    epochs: int = 16
     batch: int = 256
     learning_rate: float = 2e-3
     weight_decay: float = 0.05

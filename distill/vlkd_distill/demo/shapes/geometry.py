@@ -71,10 +71,8 @@ def arc(
 def curve(*xy: Point, closed: bool = True, steps: int = 7) -> Outline:
     """A smooth curve through the given points (Catmull-Rom)."""
     p = np.array(xy, dtype=np.float64)
-    if closed:
-        p = np.concatenate([p[-1:], p, p[:2]])
-    else:
-        p = np.concatenate([2 * p[:1] - p[1:2], p, 2 * p[-1:] - p[-2:-1]])
+    before, after = (p[-1:], p[:2]) if closed else (2 * p[:1] - p[1:2], 2 * p[-1:] - p[-2:-1])
+    p = np.concatenate([before, p, after])
     a, b, c, d = p[:-3], p[1:-2], p[2:-1], p[3:]
     t = np.linspace(0.0, 1.0, steps, endpoint=False)[None, :, None]
     a, b, c, d = (q[:, None, :] for q in (a, b, c, d))

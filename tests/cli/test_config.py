@@ -1,0 +1,121 @@
+"""vlkd.toml: every mistake is named, with the nearest known word, all at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vlkd_edge import config
+from vlkd_runtime.errors import ConfigError
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "vlkd.toml"
+    path.write_text(text)
+    return path
+
+
+def test_no_file_is_the_demo() -> None:
+    loaded = config.load(None)
+    assert loaded == config.Config()
+    assert (
+        loaded.data.root == "demo" and loaded.teacher.model == "demo" and loaded.data.held_out == ("sketch",)
+    )
+
+
+def test_values_variables_and_overrides(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """
+        name = "pets"
+        [vars]
+        root = "/data"
+        [data]
+        root = "${root}/pets"
+        held_out = ["drawing"]
+        [distill]
+        lr = 1
+        """,
+    )
+    loaded = config.load(path, ["root=/mnt"], ["student.image_size=96", "data.held_out=photo"])
+    assert loaded.data.root == "/mnt/pets"
+    assert loaded.distill.lr == 1.0 and isinstance(loaded.distill.lr, float)
+    assert loaded.student.image_size == 96 and loaded.data.held_out == ("photo",)
+
+
+@pytest.mark.parametrize(
+    ("text", "messages"),
+    [
+        pytest.param(
+            "[data]\nheldout = ['x']", ["data.heldout: unknown key. Did you mean 'held_out'?"], id="typo"
+        ),
+        pytest.param(
+            "tarjet = 'jetson'", ["tarjet: unknown key. Did you mean 'target'?"], id="top-level typo"
+        ),
+        pytest.param(
+            "[distill]\nepochs = 'ten'", ["distill.epochs: expected a whole number, found 'ten'"], id="type"
+        ),
+        pytest.param(
+            "[distill]\nepochs = true", ["distill.epochs: expected a whole number, found True"], id="bool"
+        ),
+        pytest.param("[distill]\nepochs = 0", ["distill.epochs: expected 1 to 100000, found 0"], id="range"),
+        pytest.param(
+            "[distill]\nmethod = 'vl2v'",
+            ["distill.method: expected one of 'vl2v-adip', found 'vl2v'. Did you mean 'vl2v-adip'?"],
+            id="choice",
+        ),
+        pytest.param("data = 3", ["data: expected a section, found 3"], id="section"),
+        pytest.param("[data]\nheld_out = [1]", ["data.held_out: expected a string, found 1"], id="list item"),
+        pytest.param("name = ''", ["name: expected letters"], id="empty name"),
+        pytest.param(
+            "[compress]\ncandidates = []", ["compress.candidates: expected at least one"], id="nothing to try"
+        ),
+        pytest.param("[data]\nroot = '${where}'", ["data.root: '${where}' names no variable"], id="variable"),
+        pytest.param(
+            "[data]\nrot = 'a'\n[student]\nimage_size = 1.5\n[guard]\nworst = 1",
+            ["3 problems", "data.rot", "student.image_size", "guard.worst"],
+            id="all at once",
+        ),
+        pytest.param("name = ", ["Expected a TOML file"], id="no toml"),
+    ],
+)
+def test_mistakes(tmp_path: Path, text: str, messages: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(write(tmp_path, text))
+    assert all(message in str(caught.value) for message in messages), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "settings", "message"),
+    [
+        pytest.param(["rot=1"], [], "no variable 'rot'. Did you mean 'root'", id="unknown variable"),
+        pytest.param(["root"], [], "expected name=value", id="no value"),
+        pytest.param([], ["epochs"], "expected section.key=value", id="no setting"),
+        pytest.param([], ["distill.epoch=3"], "distill.epoch: unknown key. Did you mean 'epochs'", id="typo"),
+    ],
+)
+def test_mistakes_on_the_command_line(
+    tmp_path: Path, variables: list[str], settings: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config.load(write(tmp_path, "[vars]\nroot = 'a'"), variables, settings)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Expected a configuration file at .*found nothing"):
+        config.load(tmp_path / "none.toml")
+
+
+def test_every_recipe_is_a_configuration() -> None:
+    recipes = sorted((Path(__file__).parents[2] / "distill" / "recipes").glob("*.toml"))
+    assert len(recipes) == 2
+    loaded = [config.load(path) for path in recipes]
+    assert all(recipe.data.root != "demo" for recipe in loaded)
+
+
+def test_the_real_clip_recipe_differs_in_the_teacher_only() -> None:
+    folder = Path(__file__).parents[2] / "distill" / "recipes"
+    stand_in, real = (config.load(folder / f"pacs-{name}.toml").as_json() for name in ("standin", "clip"))
+    different = {key for key in stand_in if stand_in[key] != real[key]}
+    assert different == {"name", "teacher"}

@@ -1,0 +1,87 @@
+"""Domain folders: the split, the domains that may be trained on, and one clear message for each mistake."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlkd_distill import data
+from vlkd_runtime.errors import ConfigError, DataError
+
+
+def world(root: Path, domains: tuple[str, ...] = ("photo", "sketch"), count: int = 3) -> Path:
+    for domain in domains:
+        for name in ("cat", "dog"):
+            (root / domain / name).mkdir(parents=True)
+            for index in range(count):
+                Image.fromarray(np.full((8, 8, 3), index * 20, np.uint8)).save(
+                    root / domain / name / f"{index}.png"
+                )
+    return root
+
+
+def test_scan_orders_and_labels(tmp_path: Path) -> None:
+    found = data.scan(world(tmp_path))
+    assert found.classes == ("cat", "dog") and found.domains == ("photo", "sketch")
+    assert [sample.image for sample in found.samples[:4]] == [
+        "photo/cat/0.png",
+        "photo/cat/1.png",
+        "photo/cat/2.png",
+        "photo/dog/0.png",
+    ]
+    assert {sample.label for sample in found.samples if "/dog/" in sample.image} == {1}
+
+
+def test_split_is_the_hash_of_the_name_alone() -> None:
+    ids = [f"art/dog/{index}.jpg" for index in range(2000)]
+    by_hand = ["test" if int(hashlib.sha1(i.encode()).hexdigest(), 16) % 5 == 0 else "train" for i in ids]
+    assert [data.split_of(image) for image in ids] == by_hand
+    assert 0.17 < by_hand.count("test") / len(by_hand) < 0.23
+
+
+def test_no_held_out_image_is_in_any_source_split(tmp_path: Path) -> None:
+    found = data.scan(world(tmp_path, ("a", "b", "c"), count=12))
+    train = found.of(found.sources(["b"]), "train")
+    assert train and not {s.image for s in train} & {s.image for s in found.of(["b"])}
+    assert not {s.image for s in train} & {s.image for s in found.of(found.domains, "test")}
+
+
+@pytest.mark.parametrize(
+    ("held_out", "message"),
+    [
+        pytest.param([], "at least one held-out domain, found none", id="none"),
+        pytest.param(["sketchy"], "names the domain 'sketchy'.*Did you mean 'sketch'", id="typo"),
+        pytest.param(["photo", "sketch"], "leave at least one to train on", id="all"),
+    ],
+)
+def test_impossible_held_out_domains(tmp_path: Path, held_out: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        data.scan(world(tmp_path)).sources(held_out)
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="Expected a data folder at .*found nothing"):
+        data.scan(tmp_path / "nowhere")
+
+
+def test_missing_domain(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="Expected the domains photo, art as folders"):
+        data.scan(world(tmp_path), domains=["photo", "art"])
+
+
+def test_class_without_images_is_named(tmp_path: Path) -> None:
+    root = world(tmp_path)
+    for path in (root / "sketch" / "dog").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match="found none in sketch/dog"):
+        data.scan(root)
+
+
+def test_one_class_is_no_classification(tmp_path: Path) -> None:
+    (tmp_path / "photo" / "cat").mkdir(parents=True)
+    with pytest.raises(DataError, match="at least two class folders"):
+        data.scan(tmp_path)

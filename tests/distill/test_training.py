@@ -1,0 +1,171 @@
+"""The loop: exact resume, real freezing, balanced batches, and a loss that goes down."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vlkd_bench.samples import Sample
+from vlkd_distill import checkpoints, methods, students, training
+from vlkd_distill.pixels import PixelStore
+from vlkd_distill.specs import Settings, StudentSpec
+from vlkd_runtime.errors import ConfigError, DataError
+from vlkd_runtime.vectors import ClassVectors
+
+SETTINGS = Settings(
+    method="vl2v-adip",
+    epochs=2,
+    lr=3e-3,
+    align_epochs=2,
+    align_lr=1e-2,
+    batch=6,
+    weight_decay=0.01,
+    image_weight=0.5,
+    teacher_view="clean_cached",
+    batch_norm="train",
+    precision="float32",
+    seed=5,
+)
+SPEC = StudentSpec("resnet10t", 32, "none", 0, {"channels": [8, 16, 16, 32], "stem_width": 8})
+
+
+def vectors() -> ClassVectors:
+    rows = np.linalg.qr(np.random.default_rng(1).standard_normal((8, 3)))[0].T.astype(np.float32)
+    return ClassVectors(
+        names=("a", "b", "c"),
+        vectors=np.ascontiguousarray(rows),
+        prompts=(("a",), ("b",), ("c",)),
+        templates=("{}",),
+        teacher="test",
+        teacher_fingerprint="0" * 64,
+        logit_scale=10.0,
+    )
+
+
+def seen(count: int = 18) -> training.TrainingData:
+    """Images whose class is their colour, in two domains of unequal size."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(count) % 3
+    pixels = rng.integers(0, 60, (count, 32, 32, 3), dtype=np.uint8)
+    pixels[np.arange(count), :, :, labels] += 180
+    samples = tuple(
+        Sample(Path("none"), f"{'x' if i < 12 else 'y'}/c/{i}", "x" if i < 12 else "y", int(labels[i]))
+        for i in range(count)
+    )
+    noise = 0.1 * rng.standard_normal((count, 8)).astype(np.float32)
+    embeddings = vectors().vectors[labels] + noise
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return training.TrainingData(PixelStore(samples, pixels, ()), embeddings.astype(np.float32), None)
+
+
+def fresh(settings: Settings = SETTINGS) -> tuple[students.Student, methods.Method]:
+    method = methods.create(settings, vectors())
+    return students.create(SPEC, method.outputs()), method
+
+
+def state(student: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in student.state_dict().items()}
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3], ids=["in align", "between stages", "in distill"])
+@pytest.mark.parametrize("name", ["vl2v-adip", "erm"])
+def test_interrupted_and_resumed_ends_with_the_same_weights(
+    tmp_path: Path, name: str, stop_after: int
+) -> None:
+    settings = dataclasses.replace(SETTINGS, method=name, epochs=4 if name == "erm" else 2)
+    whole, method = fresh(settings)
+    training.train(whole, method, settings, seen(), tmp_path / "whole")
+
+    class Killed(Exception):
+        pass
+
+    steps_per_epoch, done = 3, 0
+
+    def stop(_stage: str, steps: int, _loss: float) -> None:
+        nonlocal done
+        done += steps
+        if done == stop_after * steps_per_epoch + 1:
+            raise Killed
+
+    broken, method = fresh(settings)
+    with pytest.raises(Killed):
+        training.train(broken, method, settings, seen(), tmp_path / "cut", stop)
+    resumed, method = fresh(settings)
+    training.train(resumed, method, settings, seen(), tmp_path / "cut")
+    for key, tensor in state(whole).items():
+        assert torch.equal(tensor, state(resumed)[key]), key
+
+
+def test_align_moves_the_projection_only_and_distill_the_backbone_only(tmp_path: Path) -> None:
+    student, method = fresh()
+    start, aligned = state(student), {}
+
+    def watch(stage: str, _steps: int, _loss: float) -> None:
+        if stage == "distill" and not aligned:
+            aligned.update(state(student))
+
+    # The first call of the distill stage comes after its first step, so compare the head there, too.
+    training.train(student, method, SETTINGS, seen(), tmp_path, watch)
+    end = state(student)
+    assert not torch.equal(start["head.weight"], aligned["head.weight"])
+    assert torch.equal(aligned["head.weight"], end["head.weight"])
+    assert torch.equal(aligned["head.bias"], end["head.bias"])
+    moved = [name for name in end if name.startswith("backbone") and not torch.equal(start[name], end[name])]
+    assert moved
+
+
+def test_align_runs_no_backward_through_the_backbone(tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, epochs=0)
+    student, method = fresh(settings)
+    start = state(student)
+    training.train(student, method, settings, seen(), tmp_path)
+    unchanged = [name for name in start if name.startswith("backbone")]
+    assert unchanged and all(torch.equal(start[name], state(student)[name]) for name in unchanged)
+    assert all(p.grad is None for p in student.backbone.parameters())
+
+
+def test_frozen_batch_norm_keeps_its_statistics(tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, batch_norm="frozen")
+    student, method = fresh(settings)
+    start = state(student)
+    training.train(student, method, settings, seen(), tmp_path)
+    running = [name for name in start if "running_" in name]
+    assert running and all(torch.equal(start[name], state(student)[name]) for name in running)
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, epochs=12)
+    student, method = fresh(settings)
+    heard: list[float] = []
+    training.train(student, method, settings, seen(), tmp_path, lambda _s, _n, loss: heard.append(loss))
+    assert np.mean(heard[-3:]) < np.mean(heard[:3]) - 0.3
+
+
+def test_batches_are_even_over_domains_and_cover_the_epoch() -> None:
+    domains = ["x"] * 12 + ["y"] * 6
+    batches = list(training.epoch_rows(domains, 6, torch.Generator().manual_seed(0)))
+    assert len(batches) == 3
+    assert all(Counter(domains[row] for row in batch.tolist()) == {"x": 3, "y": 3} for batch in batches)
+    drawn = torch.cat(batches).tolist()
+    assert len({row for row in drawn if row < 12}) == 9  # without replacement within a round
+    assert sorted(row for row in drawn if row >= 12) == sorted(
+        [*range(12, 18), *[r for r in drawn if r >= 12][6:]]
+    )
+
+
+def test_unknown_method_is_refused() -> None:
+    with pytest.raises(ConfigError, match="Unknown method 'magic'"):
+        methods.create(dataclasses.replace(SETTINGS, method="magic"), vectors())
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    student, _ = fresh()
+    checkpoints.save_weights(tmp_path / "w.safetensors", student)
+    other = students.create(dataclasses.replace(SPEC, arch="resnet14t"), 8)
+    with pytest.raises(DataError, match="belong to another network"):
+        checkpoints.load_weights(tmp_path / "w.safetensors", other)
