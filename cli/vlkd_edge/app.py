@@ -203,8 +203,8 @@ def _face(
 
 
 def _stderr() -> Console:
-    return Console(stderr=True)
+    return Console(stderr=True, width=None if sys.stderr.isatty() else 110)
 
 
 def _stdout() -> Console:
-    return Console(file=sys.stdout)
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 110)

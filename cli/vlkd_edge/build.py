@@ -86,13 +86,14 @@ def build(config: Config, out: Path, cache: Path, console: Console) -> Outcome:
 
 
 def check_beforehand(config: Config) -> None:
-    """Refuse what can be refused before work starts: names, packages, and hubs that do not answer.
+    """Refuse what can be refused before any work starts: names, folders, packages.
 
     Raises:
         UsageError: names what to change or install.
     """
     check_name(config.teacher.model)
     resolve_templates(config.teacher.templates)
+    learn.check_domains(config)
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         msg = f"A build needs packages that are not installed ({', '.join(missing)}): pip install 'vlkd-edge[build]'"
@@ -101,8 +102,6 @@ def check_beforehand(config: Config) -> None:
 
 def _build(config: Config, target: Target, workspace: Workspace, live: Live, console: Console) -> Outcome:
     learning = learn.Learning(config, workspace, live)
-    if config.data.root != "demo":  # a typo in the data section must not wait for anything
-        learn.dataset(learning)[0].sources(config.data.held_out)
     learn.check_models(learning)
     dataset, data_key = learn.dataset(learning)
     images = Images.split(dataset, config.data.held_out)

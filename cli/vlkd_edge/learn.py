@@ -98,11 +98,35 @@ def check_models(learning: Learning) -> None:
     learning.workspace.stage("models", inputs, work)
 
 
+def scan(config: Config) -> domain_data.DomainDataset:
+    """Read the data folder that the configuration names.
+
+    Raises:
+        DataError: it, a domain, a class or its images are missing.
+    """
+    data = config.data
+    return domain_data.scan(Path(data.root), domains=data.domains, classes=data.classes)
+
+
+def check_domains(config: Config) -> None:
+    """Refuse held-out domains that do not exist, before anything is rendered or decoded.
+
+    Raises:
+        UsageError: as `scan`, or a domain is unknown.
+    """
+    if config.data.root == "demo":
+        from vlkd_distill.demo.scene import STYLES
+
+        domain_data.source_domains(STYLES, config.data.held_out, "the demo world")
+    else:
+        scan(config).sources(config.data.held_out)
+
+
 def dataset(learning: Learning) -> tuple[domain_data.DomainDataset, str]:
     """Read the data folder, or render the demo world; with it, a key that changes when the images do."""
     config = learning.config.data
     if config.root != "demo":
-        found = domain_data.scan(Path(config.root), domains=config.domains, classes=config.classes)
+        found = scan(learning.config)
         digest = hashlib.sha256()
         for sample in found.samples:
             status = sample.path.stat()

@@ -94,7 +94,6 @@ def finish(
 ) -> Outcome:
     """Write the report files and show the report; the exit code is the report's word."""
     from vlkd_bench.report import render_html, render_markdown, render_terminal
-
     from vlkd_bench.report.machine_json import to_json
 
     from .build import Outcome

@@ -63,31 +63,39 @@ class DomainDataset:
         )
 
     def sources(self, held_out: Sequence[str]) -> tuple[str, ...]:
-        """The domains that may be trained on when ``held_out`` may not.
+        """The domains that may be trained on when ``held_out`` may not; see `source_domains`."""
+        return source_domains(self.domains, held_out, str(self.root))
 
-        Raises:
-            ConfigError: a held-out domain does not exist, none is named, or no source domain is left.
-        """
-        if not held_out:
-            msg = (
-                f"Expected at least one held-out domain, found none. The domains in {self.root} are "
-                f"{', '.join(self.domains)}: set data.held_out to one of them."
-            )
+
+def source_domains(domains: Sequence[str], held_out: Sequence[str], where: str) -> tuple[str, ...]:
+    """Every domain that is not held out.
+
+    Args:
+        domains: all there are.
+        held_out: those that nothing may learn from.
+        where: what to call the data set in messages.
+
+    Raises:
+        ConfigError: a held-out domain does not exist, none is named, or no source domain is left.
+    """
+    listed = ", ".join(domains)
+    if not held_out:
+        msg = (
+            f"Expected at least one held-out domain, found none. The domains in {where} are {listed}: set "
+            "data.held_out to one of them."
+        )
+        raise ConfigError(msg)
+    for name in held_out:
+        if name not in domains:
+            near = difflib.get_close_matches(name, domains, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            msg = f"data.held_out names the domain '{name}', but the domains in {where} are {listed}.{hint}"
             raise ConfigError(msg)
-        for name in held_out:
-            if name not in self.domains:
-                near = difflib.get_close_matches(name, self.domains, n=1)
-                hint = f" Did you mean '{near[0]}'?" if near else ""
-                msg = (
-                    f"data.held_out names the domain '{name}', but the domains in {self.root} are "
-                    f"{', '.join(self.domains)}.{hint}"
-                )
-                raise ConfigError(msg)
-        left = tuple(domain for domain in self.domains if domain not in held_out)
-        if not left:
-            msg = f"Every domain of {self.root} is held out: leave at least one to train on."
-            raise ConfigError(msg)
-        return left
+    left = tuple(domain for domain in domains if domain not in held_out)
+    if not left:
+        msg = f"Every domain of {where} is held out: leave at least one to train on."
+        raise ConfigError(msg)
+    return left
 
 
 def scan(root: Path, *, domains: Sequence[str] = (), classes: Sequence[str] = ()) -> DomainDataset:

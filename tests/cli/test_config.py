@@ -103,7 +103,7 @@ def test_mistakes_on_the_command_line(
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="Expected a configuration file at .*found nothing"):
+    with pytest.raises(ConfigError, match=r"Expected a configuration file at .*found nothing"):
         config.load(tmp_path / "none.toml")
 
 

@@ -64,7 +64,7 @@ def test_impossible_held_out_domains(tmp_path: Path, held_out: list[str], messag
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="Expected a data folder at .*found nothing"):
+    with pytest.raises(DataError, match=r"Expected a data folder at .*found nothing"):
         data.scan(tmp_path / "nowhere")
 
 

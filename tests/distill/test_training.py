@@ -159,7 +159,7 @@ def test_batches_are_even_over_domains_and_cover_the_epoch() -> None:
 
 
 def test_unknown_method_is_refused() -> None:
-    with pytest.raises(ConfigError, match="Unknown method 'magic'"):
+    with pytest.raises(ConfigError, match=r"Unknown method 'magic'"):
         methods.create(dataclasses.replace(SETTINGS, method="magic"), vectors())
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import platform
 import time
@@ -46,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = _parser().parse_args(arguments)
     console = Console()
+    # open_clip warns that a network about to be trained has no weights yet.
+    logging.getLogger().setLevel(logging.ERROR)
     try:
         if options.evaluate is not None:
             _print_accuracy(console, zero_shot(options.evaluate, per_class=options.check))

@@ -39,7 +39,13 @@ class OrtCpuEngine:
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
         try:
-            session = ort.InferenceSession(data, sess_options=options, providers=[_PROVIDER])
+            session = ort.InferenceSession(
+                data,
+                sess_options=options,
+                providers=[_PROVIDER],
+                # ONNX Runtime 1.31's rewrite of biases gives wrong answers where INT8 meets float16.
+                disabled_optimizers=["WeightBiasQuantization"],
+            )
         except Exception as error:  # ONNX Runtime raises a dozen types of its own, all plain exceptions.
             msg = f"{self._where}: ONNX Runtime {ort.__version__} cannot load it: {error}; export it again"
             raise self._refusal(msg) from error

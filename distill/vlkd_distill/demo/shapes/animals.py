@@ -8,6 +8,7 @@ import numpy as np
 
 from .geometry import (
     Part,
+    Point,
     arc,
     between,
     chance,
@@ -16,6 +17,7 @@ from .geometry import (
     eye,
     fills,
     line,
+    moved_all,
     points,
 )
 
@@ -28,56 +30,27 @@ def cat(rng: Rng) -> list[Part]:
 
 
 def _cat_face(x: float, y: float, r: float, rng: Rng) -> list[Part]:
-    ear = between(rng, 0.5, 0.72) * r
+    ear = between(rng, 0.5, 0.72)
     parts: list[Part] = []
     for side in (-1.0, 1.0):
-        outer = points(
-            (x + side * r * 0.98, y - r * 0.3),
-            (x + side * r * 0.86, y - r * 0.75 - ear),
-            (x + side * r * 0.18, y - r * 0.8),
-        )
+        outer = points((side * 0.98, -0.3), (side * 0.86, -0.75 - ear), (side * 0.18, -0.8))
         inner = outer * 0.6 + outer.mean(axis=0) * 0.4
         parts += [Part(outer, "main"), Part(inner, "nose", detail=True)]
-    parts.append(Part(ellipse(x, y, r, r * 0.84), "main"))
+    parts.append(Part(ellipse(0, 0, 1, 0.84), "main"))
     if chance(rng, 0.5):
-        for k in (-0.25, 0.0, 0.25):
-            parts.append(
-                line(
-                    (x + k * r, y - r * 0.78),
-                    (x + k * r * 0.8, y - r * 0.45),
-                    role="dark",
-                    width=0.05,
-                    detail=True,
-                )
-            )
+        parts += [_thin((k, -0.78), (k * 0.8, -0.45), role="dark", width=0.05 / r) for k in (-0.25, 0.0, 0.25)]
     for side in (-1.0, 1.0):
-        parts.append(Part(ellipse(x + side * r * 0.42, y - r * 0.08, r * 0.17, r * 0.2), "eye", detail=True))
-        parts.append(
-            Part(ellipse(x + side * r * 0.42, y - r * 0.08, r * 0.07, r * 0.18), "black", detail=True)
-        )
-        for k in (-0.12, 0.1):
-            parts.append(
-                line(
-                    (x + side * r * 0.35, y + r * 0.34),
-                    (x + side * r * 1.3, y + r * (0.3 + k * 2)),
-                    role="whisker",
-                    width=0.022,
-                    detail=True,
-                )
-            )
-    nose = points((x - r * 0.12, y + r * 0.2), (x + r * 0.12, y + r * 0.2), (x, y + r * 0.36))
-    parts += [
-        Part(nose, "nose", detail=True),
-        line(
-            (x - r * 0.2, y + r * 0.5),
-            (x, y + r * 0.4),
-            (x + r * 0.2, y + r * 0.5),
-            role="black",
-            width=0.03,
-            detail=True,
-        ),
-    ]
-    return parts
+        parts.append(Part(ellipse(side * 0.42, -0.08, 0.17, 0.2), "eye", detail=True))
+        parts.append(Part(ellipse(side * 0.42, -0.08, 0.07, 0.18), "black", detail=True))
+        tips = [(side * 1.3, 0.06), (side * 1.3, 0.5)]
+        parts += [_thin((side * 0.35, 0.34), tip, role="whisker", width=0.022 / r) for tip in tips]
+    parts.append(Part(points((-0.12, 0.2), (0.12, 0.2), (0, 0.36)), "nose", detail=True))
+    parts.append(_thin((-0.2, 0.5), (0, 0.4), (0.2, 0.5), role="black", width=0.03 / r))
+    return moved_all(parts, x, y, r)
+
+
+def _thin(*xy: Point, role: str, width: float) -> Part:
+    return line(*xy, role=role, width=width, detail=True)
 
 
 def _cat_sitting(rng: Rng) -> list[Part]:
@@ -172,38 +145,32 @@ def fish(rng: Rng) -> list[Part]:
     )
     low = curve((0.16, tall * 0.9), (-0.06, tall + fin * 0.75), (-0.26, tall + fin * 0.6), (-0.2, tall * 0.7))
     parts = [Part(tail, "second"), Part(top, "second"), Part(low, "second"), Part(body, "main")]
-    pattern = int(rng.integers(3))
-    if pattern == 0:
-        for x in (0.28, -0.02, -0.34)[: int(rng.integers(2, 4))]:
-            h = tall * math.sqrt(max(0.0, 1 - ((x - 0.12) / 0.9) ** 2)) * 0.86
-            parts.append(
-                line((x, -h), (x + 0.07, 0.0), (x, h), role="white", width=0.11, smooth=True, detail=True)
-            )
-    elif pattern == 1:
-        for x, y in (
-            (0.2, -0.14),
-            (0.2, 0.14),
-            (-0.06, 0.0),
-            (-0.06, -0.24),
-            (-0.06, 0.24),
-            (-0.32, -0.12),
-            (-0.32, 0.12),
-        ):
-            scale = arc(x, y * tall / 0.45, 0.11, 0.11, math.pi / 2, 3 * math.pi / 2)
-            parts.append(Part(scale, "dark", stroke=0.03, closed=False, detail=True))
-    else:
-        parts.append(
-            Part(
-                curve((0.86, 0.12), (0.5, tall * 0.72), (0.1, tall * 0.88), (-0.5, tall * 0.36), (0.1, 0.2)),
-                "light",
-                detail=True,
-            )
-        )
+    parts += _fish_pattern(tall, rng)
     gill = arc(0.34, 0.02, 0.16, tall * 0.55, -1.1, 1.1)
     parts.append(Part(gill, "dark", stroke=0.04, closed=False, detail=True))
     parts.append(Part(curve((0.3, 0.06), (0.06, 0.02), (-0.06, 0.18), (0.1, 0.24)), "second", detail=True))
     parts.append(line((0.93, 0.1), (0.78, 0.13), role="black", width=0.035, detail=True))
     return parts + eye(0.66, -tall * 0.24, between(rng, 0.075, 0.11))
+
+
+def _fish_pattern(tall: float, rng: Rng) -> list[Part]:
+    """White stripes, scales, or a light belly."""
+    pattern = int(rng.integers(3))
+    parts: list[Part] = []
+    if pattern == 0:
+        for x in (0.28, -0.02, -0.34)[: int(rng.integers(2, 4))]:
+            h = tall * math.sqrt(max(0.0, 1 - ((x - 0.12) / 0.9) ** 2)) * 0.86
+            stripe = [(x, -h), (x + 0.07, 0.0), (x, h)]
+            parts += [line(*stripe, role="white", width=0.11, smooth=True, detail=True)]
+        return parts
+    if pattern == 1:
+        rows = ((0.2, (-0.14, 0.14)), (-0.06, (0.0, -0.24, 0.24)), (-0.32, (-0.12, 0.12)))
+        for x, y in [(x, y) for x, heights in rows for y in heights]:
+            scale = arc(x, y * tall / 0.45, 0.11, 0.11, math.pi / 2, 3 * math.pi / 2)
+            parts.append(Part(scale, "dark", stroke=0.03, closed=False, detail=True))
+        return parts
+    belly = curve((0.86, 0.12), (0.5, tall * 0.72), (0.1, tall * 0.88), (-0.5, tall * 0.36), (0.1, 0.2))
+    return [Part(belly, "light", detail=True)]
 
 
 def snail(rng: Rng) -> list[Part]:

@@ -17,7 +17,6 @@ from .geometry import (
     mirrored,
     moved,
     points,
-    turned,
 )
 
 Rng = np.random.Generator
@@ -103,7 +102,7 @@ def _bird_flying(rng: Rng) -> list[Part]:
         tip = (-0.02 - spread - 0.3 * t, -lift * 0.75)
         parts += [line((0.1 - 0.4 * t, -0.1), tip, role="dark", width=0.03, detail=True)]
     angle = between(rng, -0.4, 0.2)
-    return [Part(turned(p.outline, angle), p.role, p.stroke, p.closed, p.detail) for p in parts]
+    return turned_all(parts, angle)
 
 
 def butterfly(rng: Rng) -> list[Part]:
@@ -143,4 +142,4 @@ def butterfly(rng: Rng) -> list[Part]:
         )
     parts += [Part(ellipse(0, 0.08, 0.075, 0.48), "black"), Part(ellipse(0, -0.38, 0.1), "black")]
     angle = between(rng, -0.7, 0.7)
-    return [Part(turned(p.outline, angle), p.role, p.stroke, p.closed, p.detail) for p in parts]
+    return turned_all(parts, angle)

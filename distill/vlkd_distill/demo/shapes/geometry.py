@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -114,6 +114,16 @@ def moved(outline: Outline, dx: float, dy: float, scale: float = 1.0) -> Outline
     """The outline scaled about the origin, then shifted."""
     shifted: Outline = outline * scale + np.array([dx, dy])
     return shifted
+
+
+def turned_all(parts: Sequence[Part], angle: float) -> list[Part]:
+    """The parts rotated together by `angle` radians about the origin."""
+    return [replace(part, outline=turned(part.outline, angle)) for part in parts]
+
+
+def moved_all(parts: Sequence[Part], dx: float, dy: float, scale: float = 1.0) -> list[Part]:
+    """The parts scaled together about the origin, then shifted."""
+    return [replace(p, outline=moved(p.outline, dx, dy, scale), stroke=p.stroke * scale) for p in parts]
 
 
 def line(*xy: Point, role: str, width: float, smooth: bool = False, detail: bool = False) -> Part:

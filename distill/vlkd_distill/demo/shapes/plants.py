@@ -66,11 +66,7 @@ def mushroom(rng: Rng) -> list[Part]:
     parts = _toadstool(rng)
     if chance(rng, 0.35):
         x, scale = between(rng, 0.5, 0.7), between(rng, 0.38, 0.5)
-        small = [
-            Part(moved(p.outline, x, 1.0 - scale, scale), p.role, p.stroke * scale, p.closed, p.detail)
-            for p in _toadstool(rng)
-        ]
-        parts = small + parts
+        parts = moved_all(_toadstool(rng), x, 1.0 - scale, scale) + parts
     if chance(rng, 0.4):
         for x in (-0.5, -0.36, 0.34, 0.48):
             parts.append(
@@ -124,64 +120,39 @@ def _toadstool(rng: Rng) -> list[Part]:
 def tree(rng: Rng) -> list[Part]:
     """A broad-leaved tree, a conifer or a tall narrow one, with a bare trunk below."""
     kind = float(rng.random())
-    trunk = between(rng, 0.09, 0.14)
-    flare = trunk * between(rng, 1.3, 1.9)
-    parts = [
-        Part(
-            curve(
-                (-flare, 1.0),
-                (-trunk, 0.6),
-                (-trunk * 0.8, 0.0),
-                (trunk * 0.8, 0.0),
-                (trunk, 0.6),
-                (flare, 1.0),
-            ),
-            "wood",
-        )
+    w = between(rng, 0.09, 0.14)
+    flare = w * between(rng, 1.3, 1.9)
+    stem = curve((-flare, 1.0), (-w, 0.6), (-w * 0.8, 0.0), (w * 0.8, 0.0), (w, 0.6), (flare, 1.0))
+    crown = _conifer if kind < 0.3 else _poplar if kind < 0.45 else _broad_crown
+    return [Part(stem, "wood"), *crown(rng)]
+
+
+def _poplar(rng: Rng) -> list[Part]:
+    peak, wide = between(rng, -1.15, -1.0), between(rng, 0.34, 0.46)
+    right = [(0, 0.62), (wide * 0.8, 0.4), (wide, 0.0), (wide * 0.5, -0.65), (0, peak)]
+    left = [(-x, y) for x, y in reversed(right[1:4])]
+    marks = [
+        Part(arc(x, y, 0.13, 0.2, 0.2, 1.6), "dark", 0.035, False, True)
+        for x, y in ((-0.1, 0.1), (0.06, -0.3), (0.0, -0.66))
     ]
-    if kind < 0.3:
-        return parts + _conifer(rng)
-    if kind < 0.45:
-        peak, wide = between(rng, -1.15, -1.0), between(rng, 0.34, 0.46)
-        crown = curve(
-            (0, 0.62),
-            (wide * 0.8, 0.4),
-            (wide, 0.0),
-            (wide * 0.5, -0.65),
-            (0, peak),
-            (-wide * 0.5, -0.65),
-            (-wide, 0.0),
-            (-wide * 0.8, 0.4),
-        )
-        marks = [
-            Part(arc(x, y, 0.13, 0.2, 0.2, 1.6), "dark", 0.035, False, True)
-            for x, y in ((-0.1, 0.1), (0.06, -0.3), (0.0, -0.66))
-        ]
-        return [*parts, Part(crown, "main"), *marks]
+    return [Part(curve(*right, *left), "main"), *marks]
+
+
+def _broad_crown(rng: Rng) -> list[Part]:
     bumps, wide = int(rng.integers(6, 10)), between(rng, 0.74, 0.95)
     angles = np.linspace(0, 2 * math.pi, 70, endpoint=False)
     radius = 1 + between(rng, 0.08, 0.13) * np.abs(np.sin(angles * bumps / 2 + between(rng, 0, 3)))
     radius += 0.06 * np.sin(angles * 2 + between(rng, 0, 6))
     crown = np.stack([wide * radius * np.cos(angles), -0.34 + 0.6 * radius * np.sin(angles)], axis=1)
-    parts += [line((0, 0.45), (side * 0.4, 0.05), role="wood", width=0.09) for side in (-1, 1)]
+    parts = [line((0, 0.45), (side * 0.4, 0.05), role="wood", width=0.09) for side in (-1, 1)]
     parts.append(Part(crown, "main"))
     for _ in range(4):
         x, y = between(rng, -0.5, 0.5) * wide, between(rng, -0.7, -0.1)
-        parts.append(
-            Part(
-                arc(x, y, 0.2, 0.15, math.pi * 1.05, math.pi * 1.9),
-                "dark",
-                stroke=0.035,
-                closed=False,
-                detail=True,
-            )
-        )
+        mark = arc(x, y, 0.2, 0.15, math.pi * 1.05, math.pi * 1.9)
+        parts.append(Part(mark, "dark", stroke=0.035, closed=False, detail=True))
     if chance(rng, 0.35):
-        parts += fills(
-            "fruit",
-            [ellipse(between(rng, -0.55, 0.55) * wide, between(rng, -0.75, 0.05), 0.07) for _ in range(6)],
-            detail=True,
-        )
+        spots = [(between(rng, -0.55, 0.55) * wide, between(rng, -0.75, 0.05)) for _ in range(6)]
+        parts += fills("fruit", [ellipse(x, y, 0.07) for x, y in spots], detail=True)
     return parts
 
 

@@ -19,7 +19,6 @@ from .geometry import (
     line,
     points,
     softened,
-    turned,
 )
 
 Rng = np.random.Generator
@@ -65,7 +64,7 @@ def guitar(rng: Rng) -> list[Part]:
             line((x * width, -0.86), (x * width * 1.6, 0.72), role="string", width=0.012, detail=True)
         )
     angle = between(rng, 0.2, 1.25) if chance(rng, 0.8) else between(rng, -0.1, 0.2)
-    return [Part(turned(p.outline, angle), p.role, p.stroke, p.closed, p.detail) for p in parts]
+    return turned_all(parts, angle)
 
 
 def _window(x: float, y: float, w: float, h: float) -> list[Part]:
@@ -202,7 +201,7 @@ def umbrella(rng: Rng) -> list[Part]:
         parts.append(Part(outline, "second" if two and k % 2 else "main"))
     parts.append(line((0, rim - tall - 0.14), (0, rim - tall + 0.02), role="metal", width=0.06))
     angle = between(rng, -0.5, 0.5)
-    return [Part(turned(p.outline, angle), p.role, p.stroke, p.closed, p.detail) for p in parts]
+    return turned_all(parts, angle)
 
 
 def _rib(x: float, wide: float, rim: float, tall: float) -> Outline:

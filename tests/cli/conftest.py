@@ -1,0 +1,67 @@
+"""A small real bundle: an untrained student, exported and packed as a build does it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlkd_distill import export, students
+from vlkd_distill.specs import StudentSpec
+from vlkd_runtime import Classifier, PreprocessSpec
+from vlkd_runtime.bundle import pack, write_bundle
+from vlkd_runtime.golden import Golden
+from vlkd_runtime.manifest import GoldenTolerance, ManifestDraft, ModelSpec
+from vlkd_runtime.vectors import ClassVectors
+
+SPEC = StudentSpec("resnet10t", 32, "none", 0, {"channels": [8, 16, 16, 32], "stem_width": 8})
+VECTORS = ClassVectors(
+    ("cat", "dog", "fish"),
+    np.eye(3, 8, dtype=np.float32),
+    (("a",), ("b",), ("c",)),
+    ("{}",),
+    "test",
+    "0" * 64,
+    10.0,
+)
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle folder; its archive lies beside it."""
+    root = tmp_path_factory.mktemp("bundle")
+    network = students.Deployable(students.create(SPEC, 8).eval(), students.FusedHead(VECTORS))
+    export.export(network, 32, root / "model.onnx")
+    spec = PreprocessSpec(height=32, width=32)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    with Classifier.from_model(root / "model.onnx", spec, VECTORS.names, logit_scale=10.0) as classifier:
+        outputs = classifier.infer(images)
+    draft = ManifestDraft(
+        name="tiny",
+        target="jetson-orin-nano",
+        model=ModelSpec("float32", "onnx", export.OPSET, (1, 32, 32, 3), (1, 8), (1, 3)),
+        preprocess=spec,
+        classes=VECTORS.names,
+        logit_scale=10.0,
+        golden=GoldenTolerance(0.9999, 0.01),
+        stand_in="An untrained network stands in for a student.",
+    )
+    files = {
+        "model.onnx": root / "model.onnx",
+        "class_vectors.safetensors": VECTORS.to_bytes(),
+        "golden.safetensors": Golden(images, outputs.embedding, outputs.logits).to_bytes(),
+        "evidence.json": b"{}\n",
+    }
+    folder = write_bundle(root / "bundle", draft, files)
+    pack(folder, root / "tiny.vlkd")
+    return folder
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """An image file."""
+    path = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(path)
+    return path
