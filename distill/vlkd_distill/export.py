@@ -5,11 +5,6 @@ Letters used in shapes: K images, D embedding size, C classes, H and W pixels.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +17,7 @@ from vlkd_runtime.atomic import write_bytes
 from vlkd_runtime.engines import open_engine
 from vlkd_runtime.errors import ParityError
 
+from .quiet import quiet
 from .students import Deployable
 
 OPSET = 20
@@ -51,7 +47,7 @@ def export(network: Deployable, image_size: int, path: Path) -> None:
     """
     example = torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8)
     network.eval().to(memory_format=torch.contiguous_format)
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             network,
             (example,),
@@ -123,16 +119,3 @@ def _strip(model: onnx.ModelProto) -> None:
     for value in (*graph.value_info, *graph.input, *graph.output):
         value.doc_string = ""
         del value.metadata_props[:]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter prints its progress and warns about its own internals."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)

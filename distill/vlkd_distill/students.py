@@ -19,6 +19,7 @@ from vlkd_runtime.errors import ConfigError, UnavailableError
 from vlkd_runtime.vectors import ClassVectors
 
 from .losses import unit
+from .quiet import first_line, quiet
 from .specs import StudentSpec
 
 
@@ -129,7 +130,10 @@ def create(spec: StudentSpec, outputs: int) -> Student:
     options = dict(spec.options)
     torch.manual_seed(spec.seed)
     try:
-        backbone = timm.create_model(spec.arch, pretrained=spec.pretrained == "hub", num_classes=0, **options)
+        with quiet():
+            backbone = timm.create_model(
+                spec.arch, pretrained=spec.pretrained == "hub", num_classes=0, **options
+            )
     except Exception as error:
         raise _creation_error(spec, error) from error
     if spec.pretrained == "package":
@@ -162,7 +166,7 @@ def check(spec: StudentSpec) -> None:
 
 
 def _creation_error(spec: StudentSpec, error: Exception) -> Exception:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     if spec.pretrained == "hub":
         msg = (
             f"The weights of '{spec.arch}' cannot be fetched from the hub: {reason}. Use "

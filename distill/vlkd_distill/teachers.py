@@ -5,12 +5,8 @@ Letters used in shapes: N images or texts, D embedding size, H and W pixels.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import logging
-import os
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +19,7 @@ from torch import Tensor, nn
 from vlkd_runtime.errors import UnavailableError
 
 from .losses import unit
+from .quiet import first_line, quiet
 from .teacher_names import check_name, open_clip_names
 
 FloatArray = npt.NDArray[np.float32]
@@ -90,14 +87,14 @@ class OpenClipTeacher:
         import open_clip
 
         try:
-            with _quiet():
+            with quiet():
                 model, _, preprocess = open_clip.create_model_and_transforms(
                     architecture, pretrained=tag, weights_only=True
                 )
                 tokenizer = open_clip.get_tokenizer(architecture)
         except Exception as error:
             msg = (
-                f"The teacher '{name}' cannot be loaded: {_first_line(error)}. A hub name needs a network "
+                f"The teacher '{name}' cannot be loaded: {first_line(error)}. A hub name needs a network "
                 'that reaches the hub; otherwise download it once and use teacher.model = "local-dir:<folder>".'
             )
             raise UnavailableError(msg) from error
@@ -132,22 +129,3 @@ def _fingerprint(model: nn.Module, preprocess: str) -> str:
         digest.update(key.encode())
         digest.update(np.ascontiguousarray(tensor.detach().float().numpy()).tobytes())
     return digest.hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """open_clip logs and warns on the root logger while it loads; keep that off the user's terminal."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    previous = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)

@@ -30,6 +30,7 @@ def render_html(report: BuildReport) -> str:
         seconds=wording.seconds,
         size=wording.size,
         p_value=wording.p_value,
+        bundle=wording.bundle,
         plain=wording.plain,
     )
     source = files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")

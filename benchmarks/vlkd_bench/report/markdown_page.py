@@ -35,7 +35,7 @@ def render_markdown(report: BuildReport) -> str:
     if report.contract:
         parts += ["## What every stage saw", "\n".join(f"- {_text(line)}" for line in report.contract)]
     where = [
-        ("bundle", f"{report.bundle}, {wording.size(report.size_bytes)}"),
+        ("bundle", wording.bundle(report)),
         ("machine", report.machine.describe()),
         *report.provenance.items(),
     ]

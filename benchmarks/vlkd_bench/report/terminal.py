@@ -38,7 +38,7 @@ def render_terminal(report: BuildReport) -> RenderableType:
         parts.append(_latency(report))
     if report.stages:
         parts.append(_stages(report))
-    places = Text(f"Bundle  {wording.plain(report.bundle)}, {wording.size(report.size_bytes)}")
+    places = Text(f"Bundle  {wording.plain(wording.bundle(report))}")
     if report.report:
         places.append(f"\nReport  {wording.plain(report.report)}")
     parts.append(places)

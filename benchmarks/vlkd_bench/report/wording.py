@@ -142,7 +142,7 @@ def facts(report: BuildReport) -> tuple[Fact, ...]:
         row = report.latency[0]
         tail = f"p99 {milliseconds(row.stats.p99_ms)}; " if row.stats.p99_ms is not None else ""
         result.append(Fact("Latency, median", milliseconds(row.stats.p50_ms), tail + row.label))
-    result.append(Fact("Bundle", size(report.size_bytes), f"for {report.target}"))
+    result.append(Fact("Bundle", size(report.size_bytes) if report.bundle else "none", f"for {report.target}"))
     result.append(Fact("Preflight", report.preflight.verdict, report.preflight.engine))
     return tuple(result)
 
@@ -151,3 +151,8 @@ def over_domains(report: BuildReport, model: ModelAccuracy) -> tuple[float, floa
     """Return mean and worst accuracy over the held-out domains it was measured on, or over all."""
     held_out = [name for name in report.held_out if name in model.summary.domains]
     return model.summary.only(held_out) if held_out else (model.summary.mean, model.summary.worst)
+
+
+def bundle(report: BuildReport) -> str:
+    """Say where the bundle is and how large, or that there is none."""
+    return f"{report.bundle}, {size(report.size_bytes)}" if report.bundle else "none was written"

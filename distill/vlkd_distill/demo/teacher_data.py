@@ -5,9 +5,8 @@ Letters in shapes: N scenes, S side of the stored pictures, F fields of a scene 
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from PIL import Image
 from .captions import Caption
 from .render import render
 from .scene import BACKGROUNDS, CLASSES, COLOURS, FACINGS, SIZES, STYLES, Scene, sample_scene
+from .world import rendering_pool
 
 TRAINING_SEEDS = 1_000_000_000
 """The teacher trains on worlds with this seed and above; worlds below it it has never seen."""
@@ -61,7 +61,7 @@ def render_all(file: Path, scenes: Sequence[Scene], processes: int, progress: Ca
     np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape).flush()
     starts = range(0, len(scenes), _CHUNK)
     chunks = [_Chunk(str(partial), first, tuple(scenes[first : first + _CHUNK])) for first in starts]
-    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+    pool = rendering_pool(processes)
     try:
         for future in as_completed([pool.submit(_render_chunk, chunk) for chunk in chunks]):
             progress(future.result())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -99,13 +100,22 @@ def _run(chunks: list[_Chunk], processes: int) -> Iterator[int]:
     if processes == 1:
         yield from map(_render_chunk, chunks)
         return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(processes, len(chunks)), mp_context=context)
+    pool = rendering_pool(min(processes, len(chunks)))
     try:
         for future in as_completed([pool.submit(_render_chunk, chunk) for chunk in chunks]):
             yield future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def rendering_pool(processes: int) -> ProcessPoolExecutor:
+    """Spawned processes that leave Ctrl-C to the one that started them."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(processes, mp_context=context, initializer=_ignore_interrupts)
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _render_chunk(chunk: _Chunk) -> int:

@@ -8,11 +8,12 @@ from types import MappingProxyType
 import numpy as np
 
 from .animals import cat, fish, snail
+from .craft import airplane, sailboat
 from .flyers import bird, butterfly
 from .geometry import Part
 from .plants import flower, mushroom, tree
 from .things import guitar, house, mug, umbrella
-from .vehicles import airplane, bicycle, car, sailboat
+from .vehicles import bicycle, car
 
 BUILDERS: Mapping[str, Callable[[np.random.Generator], list[Part]]] = MappingProxyType(
     {

@@ -17,7 +17,6 @@ from .geometry import (
     eye,
     fills,
     line,
-    moved_all,
     points,
 )
 
@@ -30,27 +29,28 @@ def cat(rng: Rng) -> list[Part]:
 
 
 def _cat_face(x: float, y: float, r: float, rng: Rng) -> list[Part]:
+    def at(dx: float, dy: float) -> Point:
+        return (x + r * dx, y + r * dy)
+
     ear = between(rng, 0.5, 0.72)
     parts: list[Part] = []
     for side in (-1.0, 1.0):
-        outer = points((side * 0.98, -0.3), (side * 0.86, -0.75 - ear), (side * 0.18, -0.8))
+        outer = points(at(side * 0.98, -0.3), at(side * 0.86, -0.75 - ear), at(side * 0.18, -0.8))
         inner = outer * 0.6 + outer.mean(axis=0) * 0.4
         parts += [Part(outer, "main"), Part(inner, "nose", detail=True)]
-    parts.append(Part(ellipse(0, 0, 1, 0.84), "main"))
+    parts.append(Part(ellipse(x, y, r, r * 0.84), "main"))
     if chance(rng, 0.5):
-        parts += [_thin((k, -0.78), (k * 0.8, -0.45), role="dark", width=0.05 / r) for k in (-0.25, 0.0, 0.25)]
+        stripes = [(at(k, -0.78), at(k * 0.8, -0.45)) for k in (-0.25, 0.0, 0.25)]
+        parts += [line(*ends, role="dark", width=0.05, detail=True) for ends in stripes]
     for side in (-1.0, 1.0):
-        parts.append(Part(ellipse(side * 0.42, -0.08, 0.17, 0.2), "eye", detail=True))
-        parts.append(Part(ellipse(side * 0.42, -0.08, 0.07, 0.18), "black", detail=True))
-        tips = [(side * 1.3, 0.06), (side * 1.3, 0.5)]
-        parts += [_thin((side * 0.35, 0.34), tip, role="whisker", width=0.022 / r) for tip in tips]
-    parts.append(Part(points((-0.12, 0.2), (0.12, 0.2), (0, 0.36)), "nose", detail=True))
-    parts.append(_thin((-0.2, 0.5), (0, 0.4), (0.2, 0.5), role="black", width=0.03 / r))
-    return moved_all(parts, x, y, r)
-
-
-def _thin(*xy: Point, role: str, width: float) -> Part:
-    return line(*xy, role=role, width=width, detail=True)
+        middle = at(side * 0.42, -0.08)
+        parts.append(Part(ellipse(*middle, r * 0.17, r * 0.2), "eye", detail=True))
+        parts.append(Part(ellipse(*middle, r * 0.07, r * 0.18), "black", detail=True))
+        root, tips = at(side * 0.35, 0.34), (at(side * 1.3, 0.06), at(side * 1.3, 0.5))
+        parts += [line(root, tip, role="whisker", width=0.022, detail=True) for tip in tips]
+    parts.append(Part(points(at(-0.12, 0.2), at(0.12, 0.2), at(0, 0.36)), "nose", detail=True))
+    mouth = (at(-0.2, 0.5), at(0, 0.4), at(0.2, 0.5))
+    return [*parts, line(*mouth, role="black", width=0.03, detail=True)]
 
 
 def _cat_sitting(rng: Rng) -> list[Part]:

@@ -17,6 +17,7 @@ from .geometry import (
     mirrored,
     moved,
     points,
+    turned_all,
 )
 
 Rng = np.random.Generator
@@ -43,34 +44,22 @@ def _bird_perched(rng: Rng) -> list[Part]:
     wing = curve(
         (0.24, -0.06), (-0.05, -0.14), (-0.5, 0.06), (-0.8, 0.3 + tail * 0.3), (-0.35, 0.33), (0.1, 0.24)
     )
-    reach = between(rng, 0.2, 0.36)
-    parts = [
-        line((x, 0.4), (x + 0.04, 0.84), (x + 0.18, 0.87), role="beak", width=0.05) for x in (-0.06, 0.16)
-    ]
+    cheek, reach = 0.4 + head * 0.7, between(rng, 0.2, 0.36)
+    beak = points((cheek, neck - 0.1), (0.4 + head + reach, neck + 0.03), (cheek, neck + 0.13))
+    belly = curve((0.48, -0.12), (0.53, 0.05), (0.36, 0.34 * fat), (0.08, 0.42 * fat), (0.2, 0.15))
+    legs = [[(x, 0.4), (x + 0.04, 0.84), (x + 0.18, 0.87)] for x in (-0.06, 0.16)]
+    parts = [line(*leg, role="beak", width=0.05) for leg in legs]
     parts += [
         Part(points((-0.4, 0.0), (-1.02, tail), (-0.98, tail + 0.2), (-0.35, 0.3)), "dark"),
         Part(body, "main"),
-        Part(
-            points(
-                (0.4 + head * 0.7, neck - 0.1),
-                (0.4 + head + reach, neck + 0.03),
-                (0.4 + head * 0.7, neck + 0.13),
-            ),
-            "beak",
-        ),
+        Part(beak, "beak"),
         Part(ellipse(0.4, neck, head), "main"),
-        Part(
-            curve((0.48, -0.12), (0.53, 0.05), (0.36, 0.34 * fat), (0.08, 0.42 * fat), (0.2, 0.15)),
-            "light",
-            detail=True,
-        ),
+        Part(belly, "light", detail=True),
         Part(wing, "dark"),
         *eye(0.47, neck - 0.05, 0.07),
     ]
     if chance(rng, 0.3):
-        crest = curve(
-            (0.3, neck - head * 0.85), (0.14, neck - head - 0.22), (0.42, neck - head * 1.02), closed=True
-        )
+        crest = curve((0.3, neck - head * 0.85), (0.14, neck - head - 0.22), (0.42, neck - head * 1.02))
         parts.insert(3, Part(crest, "second"))
     if chance(rng, 0.4):
         parts.insert(0, line((-0.9, 0.9), (0.0, 0.88), (0.9, 0.93), role="wood", width=0.1, smooth=True))

@@ -6,7 +6,21 @@ import math
 
 import numpy as np
 
-from .geometry import Outline, Part, arc, between, chance, curve, ellipse, fills, line, moved, points, turned
+from .geometry import (
+    Outline,
+    Part,
+    arc,
+    between,
+    chance,
+    curve,
+    ellipse,
+    fills,
+    line,
+    moved,
+    moved_all,
+    points,
+    turned,
+)
 
 Rng = np.random.Generator
 

@@ -19,6 +19,7 @@ from .geometry import (
     line,
     points,
     softened,
+    turned_all,
 )
 
 Rng = np.random.Generator

@@ -1,0 +1,194 @@
+"""The main job end to end on a small demo world: what it prints, leaves behind, survives and refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vlkd_bench.predictions import read_predictions
+from vlkd_distill.data import scan, split_of
+from vlkd_runtime import Bundle, Classifier
+
+SMALL = (
+    "data.demo_images=25",
+    "student.arch=resnet10t",
+    "student.options={channels=[8, 16, 32, 64], stem_width=8}",
+    "student.image_size=32",
+    "distill.epochs=2",
+    "distill.align_epochs=2",
+    "compress.calibration_images=32",
+    "guard.worst_points=60",
+    "bench.samples=50",
+)
+
+
+def command(out: Path, *extra: str) -> list[str]:
+    settings = [word for value in (*SMALL, *extra) for word in ("--set", value)]
+    return [
+        sys.executable,
+        "-m",
+        "vlkd_edge",
+        "build",
+        "--target",
+        "jetson",
+        "--out",
+        str(out),
+        "--json",
+        *settings,
+    ]
+
+
+def run(out: Path, *extra: str) -> tuple[int, dict[str, Any], str]:
+    done = subprocess.run(command(out, *extra), capture_output=True, text=True, check=False, timeout=600)
+    lines = done.stdout.strip().splitlines()
+    return done.returncode, json.loads(lines[-1]) if lines else {}, done.stderr
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("build") / "out"
+    code, answer, said = run(out)
+    assert code == 0, said
+    return out, answer
+
+
+def test_the_json_contract(built: tuple[Path, dict[str, Any]]) -> None:
+    out, answer = built
+    assert Path(answer["bundle"]) == out / "bundle" and Path(answer["report"]) == out / "report.html"
+    assert {"name", "seconds", "cached"} <= answer["stages"][0].keys()
+    assert answer["accuracy"]["held_out"] == ["sketch"]
+    styles = {"cartoon", "neon", "painting", "photo", "sketch"}
+    for role in ("teacher", "erm", "student", "shipped"):
+        assert answer["accuracy"][role].keys() == styles
+        assert all(0 <= value <= 1 for value in answer["accuracy"][role].values())
+    assert answer["guard"]["verdict"] == "pass" and answer["guard"]["domains"].keys() == {"sketch"}
+    assert answer["preflight"]["verdict"] in ("pass", "not run")
+    assert answer["latency_ms"]["p50"] > 0 and answer["latency_ms"]["p99"] is None  # 50 calls give no p99
+    assert answer["size_bytes"] == sum(path.stat().st_size for path in (out / "bundle").iterdir())
+
+
+def test_the_report_is_there_in_every_form_and_names_the_stand_ins(
+    built: tuple[Path, dict[str, Any]],
+) -> None:
+    out, _ = built
+    assert json.loads((out / "report.json").read_text())["outcome"] == "pass"
+    for name in ("report.md", "report.html"):
+        text = (out / name).read_text()
+        assert "stands in for a real one" in text and "sketch" in text
+    assert "<svg" in (out / "report.html").read_text()
+
+
+def test_the_shipped_accuracy_is_the_bundles_own(built: tuple[Path, dict[str, Any]]) -> None:
+    """Recount the sketch column from the bundle, the images and nothing else."""
+    out, answer = built
+    (images,) = out.glob("stages/data-*/images")
+    dataset = scan(images)
+    tests = dataset.of(["sketch"], "test")
+    with Classifier.load(out / "bundle") as classifier:
+        right = sum(classifier.predict(sample.path).index == sample.label for sample in tests)
+    assert answer["accuracy"]["shipped"]["sketch"] == pytest.approx(right / len(tests))
+
+
+def test_the_bundle_is_int8_and_carries_its_evidence(built: tuple[Path, dict[str, Any]]) -> None:
+    bundle = Bundle.open(built[0] / "bundle")
+    assert bundle.manifest.model.precision == "int8" and bundle.manifest.target == "jetson-orin-nano"
+    assert bundle.manifest.stand_in is not None and "demo world" in bundle.manifest.stand_in
+    assert bundle.evidence.keys() == {"contract", "guard", "preflight"}
+    archive = Bundle.open(built[0] / "demo-jetson-orin-nano.vlkd")
+    assert archive.manifest.digest == bundle.manifest.digest
+
+
+def test_guard_and_accuracy_look_at_the_images_the_contract_names(built: tuple[Path, dict[str, Any]]) -> None:
+    out, answer = built
+    (guarded,) = out.glob("stages/evaluate-reference-*/predictions.jsonl")
+    names = Bundle.open(out / "bundle").manifest.classes
+    rows = read_predictions(guarded, names)
+    assert {row.domain for row in rows} == {"sketch"} and len(rows) == 25 * 16
+    (tested,) = out.glob("stages/evaluate-student-*/predictions.jsonl")
+    assert all(split_of(row.image) == "test" for row in read_predictions(tested, names))
+    assert any("400 images of the held-out" in line for line in answer["contract"])
+
+
+def test_a_second_run_does_nothing_and_needs_no_torch(built: tuple[Path, dict[str, Any]]) -> None:
+    out, answer = built
+    script = (
+        "import sys\n"
+        "from vlkd_edge.__main__ import main\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    print('torch' in sys.modules, file=sys.stderr)\n"
+    )
+    words = [sys.executable, "-c", script, *command(out)[3:]]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "False"
+    again = json.loads(done.stdout.splitlines()[-1])
+    assert all(stage["cached"] for stage in again["stages"])
+    assert again["accuracy"] == answer["accuracy"] and again["latency_ms"] == answer["latency_ms"]
+
+
+def test_killed_in_training_it_goes_on_and_ends_with_the_same_bundle(
+    built: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(built[0], out)
+    for stage in out.glob("stages/*"):
+        if not stage.name.startswith(("data", "models", "vectors", "pixels", "teacher")):
+            shutil.rmtree(stage)
+    shutil.rmtree(out / "bundle")
+    child = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("stages/*.part/checkpoint.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert list(out.glob("stages/*.part")) and not (out / "bundle").exists()
+    code, _, said = run(out)
+    assert code == 0, said
+    assert not list(out.glob("stages/*.part"))
+    first, second = (Bundle.open(folder / "bundle").manifest.digest for folder in (built[0], out))
+    assert first == second
+
+
+def test_held_out_files_are_never_opened_by_training_or_calibration(
+    built: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Poison every held-out image: everything up to the first evaluation must still run."""
+    (images,) = built[0].glob("stages/data-*/images")
+    root = shutil.copytree(images, tmp_path / "poisoned")
+    poisoned = list((root / "sketch").rglob("*.png"))
+    for path in poisoned:
+        path.write_bytes(b"nobody may read this")
+    assert len(poisoned) == 400
+    out = tmp_path / "out"
+    code, answer, said = run(out, f"data.root={root}", "teacher.model=demo")
+    assert code == 2 and "sketch" in answer["error"]["message"]
+    done = {path.name.rpartition("-")[0] for path in out.glob("stages/*") if path.suffix != ".part"}
+    assert {"pixels", "vectors"} <= done, said
+
+
+def test_a_guard_that_says_no_ships_nothing(built: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(built[0], out)
+    shutil.rmtree(out / "bundle")
+    code, answer, _ = run(out, "guard.worst_points=0")
+    assert code == 1 and answer["bundle"] == "" and answer["guard"]["verdict"] in ("fail", "inconclusive")
+    assert len(answer["candidates"]) == 2 and not (out / "bundle").exists()
+    assert "shipped" not in answer["accuracy"]
+
+
+def test_same_inputs_same_archive(built: tuple[Path, dict[str, Any]]) -> None:
+    archive = built[0] / "demo-jetson-orin-nano.vlkd"
+    before = hashlib.sha256(archive.read_bytes()).hexdigest()
+    assert run(built[0])[0] == 0
+    assert hashlib.sha256(archive.read_bytes()).hexdigest() == before
