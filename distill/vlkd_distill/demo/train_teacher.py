@@ -95,7 +95,7 @@ def train(out: Path, settings: Settings, processes: int, check: int, console: Co
         if not pictures.is_file():
             task = bar.add_task("render", total=len(scenes), note="")
             render_all(pictures, scenes, processes, lambda count: bar.advance(task, count))
-        trainer = Trainer(out, settings, np.load(pictures, mmap_mode="r"), scenes)
+        trainer = Trainer(out, settings, np.load(pictures, mmap_mode="r", allow_pickle=False), scenes)
         if trainer.resume():
             console.print(f"taken up after epoch {trainer.epoch}", highlight=False)
         _train_epochs(trainer, bar, console)
