@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlkd_bench.machine import read_machine
+from vlkd_bench.machine import Machine
 from vlkd_runtime.atomic import write_text
 
 RESULTS = Path(__file__).parent / "results"
@@ -53,7 +53,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace, domain: str, seed: int) -> dict[str, Any]:
     """Build one cell and return its report."""
-    out = arguments.work / arguments.name / f"{domain}-{seed}"
+    out = arguments.work / arguments.name  # one folder for all, so that cells share what they have in common
     command = ["vlkd-edge", "build", "--out", str(out), "--cache", str(arguments.work / "cache"), "--json"]
     command += ["--config", arguments.config] if arguments.config else []
     for option, values in (("--var", arguments.var), ("--set", arguments.settings)):
@@ -67,6 +67,7 @@ def run(arguments: argparse.Namespace, domain: str, seed: int) -> dict[str, Any]
     report: dict[str, Any] = json.loads(lines[-1]) if lines else {}
     if done.returncode not in (0, 1) or "accuracy" not in report:
         sys.exit(f"the build of {domain}, seed {seed} ended with exit code {done.returncode}; see above")
+    report["provenance_machine"] = Machine.from_json(report["machine"]).describe()
     return report | {"cell": {"held_out": domain, "seed": seed}}
 
 
@@ -76,8 +77,8 @@ def collect(arguments: argparse.Namespace, cells: Sequence[dict[str, Any]]) -> d
     for cell in cells:
         domain = cell["cell"]["held_out"]
         for role in ROLES:
-            accuracy = cell["accuracy"].get(role)
-            if accuracy is None:
+            accuracy = {k: v for k, v in cell["accuracy"].get(role, {}).items() if k != "held_out"}
+            if domain not in accuracy:
                 continue
             sources = [value for name, value in accuracy.items() if name != domain]
             rows.append(
@@ -100,7 +101,7 @@ def collect(arguments: argparse.Namespace, cells: Sequence[dict[str, Any]]) -> d
     words += [f"--set {shlex.quote(value)}" for value in arguments.settings]
     return {
         "command": " ".join(words),
-        "machine": read_machine().describe(),
+        "machine": ", and ".join(dict.fromkeys(cell["provenance_machine"] for cell in cells)),
         "teacher": first["teacher"],
         "student": first["student"],
         "method": first["method"],
@@ -118,12 +119,13 @@ def collect(arguments: argparse.Namespace, cells: Sequence[dict[str, Any]]) -> d
             }
             for cell in cells
         ],
-        "seconds": [
-            cell["cell"]
-            | {"total": round(sum(s["seconds"] for s in cell["stages"]), 1), "stages": cell["stages"]}
-            for cell in cells
-        ],
+        "seconds": [cell["cell"] | {"total": _spent(cell), "stages": cell["stages"]} for cell in cells],
     }
+
+
+def _spent(cell: dict[str, Any]) -> float:
+    """Seconds of the stages that this cell did not find done."""
+    return round(sum(stage["seconds"] for stage in cell["stages"] if not stage["cached"]), 1)
 
 
 def render(table: dict[str, Any]) -> str:
@@ -133,7 +135,7 @@ def render(table: dict[str, Any]) -> str:
     lines += [
         "",
         f"Teacher {table['teacher']}; student {table['student']}; method {table['method']}. Top-1 accuracy in",
-        "percent on test images that neither teacher nor student has seen; mean over seeds, and the standard error",
+        "percent on test images; mean over seeds, and the standard error",
         "of that mean where there are several.",
         "",
     ]

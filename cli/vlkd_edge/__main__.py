@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 
 
@@ -13,7 +12,7 @@ def main() -> None:
     Exit codes: 0 done; 1 the guard, the preflight or a verification said no; 2 the caller's mistake; 130
     interrupted.
     """
-    from vlkd_runtime.errors import VlkdError
+    from vlkd_runtime.errors import UsageError, VlkdError
 
     from .app import app
 
@@ -22,15 +21,11 @@ def main() -> None:
     except VlkdError as error:
         _report(error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print(
-            "Interrupted. Finished stages and checkpoints are kept; the same command goes on.",
-            file=sys.stderr,
-        )
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        reason = error.strerror or str(error)
+        _report(UsageError(f"{where}{reason}. Free space or grant access, then run the same command again."))
+        sys.exit(UsageError.exit_code)
 
 
 def _report(error: Exception) -> None:

@@ -51,7 +51,11 @@ def build(
     settings = list(setting or [])
     if target is not None:
         settings.append(f'target="{target}"')
-    outcome = run(configuration.load(config, var or [], settings), out, cache or out / "cache", _stderr())
+    try:
+        outcome = run(configuration.load(config, var or [], settings), out, cache or out / "cache", _stderr())
+    except KeyboardInterrupt:
+        print("Interrupted. What is finished is kept; the same command goes on.", file=sys.stderr)
+        raise typer.Exit(130) from None
     if as_json:
         print(outcome.json_text)
     raise typer.Exit(outcome.exit_code)

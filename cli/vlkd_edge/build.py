@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,31 +17,19 @@ from vlkd_bench.samples import Sample
 from vlkd_distill.data import DomainDataset
 from vlkd_distill.teacher_names import check_name
 from vlkd_distill.templates import resolve_templates
-from vlkd_runtime.errors import UnavailableError
+from vlkd_runtime.errors import ConfigError, DataError, UnavailableError
 from vlkd_runtime.vectors import ClassVectors
 
 from . import learn, reporting, ship
-from .bundling import write
+from .bundling import Places, write
 from .config import Config
 from .progress import Live
+from .reporting import Outcome
 from .stages import Workspace, locked
 from .targets import Target, find
 
-BASELINE = "erm"
+LEAST_TRAIN_IMAGES = 32
 NEEDED = ("torch", "timm", "open_clip", "onnx", "onnxscript", "onnxruntime", "jinja2", "matplotlib")
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a build ends with.
-
-    Attributes:
-        exit_code: 0 done, 1 the guard or the preflight said no.
-        json_text: the machine's copy of the report.
-    """
-
-    exit_code: int
-    json_text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +38,8 @@ class Images:
 
     Attributes:
         train: train images of the source domains: training, calibration, golden samples.
-        test: test images of every domain: accuracies, nothing else.
-        guarded: every image of the held-out domains: the guard, nothing else.
+        test: test images of every domain: accuracies.
+        guarded: every image of the held-out domains: the guard's choice among candidates.
     """
 
     train: tuple[Sample, ...]
@@ -61,9 +48,29 @@ class Images:
 
     @classmethod
     def split(cls, dataset: DomainDataset, held_out: Sequence[str]) -> Images:
-        """Divide a data set; an image is never in ``train`` and in another part."""
+        """Divide a data set; an image is never in ``train`` and in another part.
+
+        Raises:
+            DataError: a domain has no test image, or a class no train image, in some source domain.
+        """
         sources = dataset.sources(held_out)
-        return cls(dataset.of(sources, "train"), dataset.of(dataset.domains, "test"), dataset.of(held_out))
+        parts = cls(dataset.of(sources, "train"), dataset.of(dataset.domains, "test"), dataset.of(held_out))
+        tested = {sample.domain for sample in parts.test}
+        trained = {(sample.domain, sample.label) for sample in parts.train}
+        problems = [f"no test image in {domain}" for domain in dataset.domains if domain not in tested]
+        problems += [
+            f"no train image in {domain}/{name}"
+            for domain in sources
+            for label, name in enumerate(dataset.classes)
+            if (domain, label) not in trained
+        ]
+        if problems:
+            msg = (
+                f"One image in five, by the hash of its name, is for testing; that leaves {'; '.join(problems[:5])}. "
+                f"Add images to {dataset.root}: some tens a class and domain are the least that says anything."
+            )
+            raise DataError(msg)
+        return parts
 
 
 def build(config: Config, out: Path, cache: Path, console: Console) -> Outcome:
@@ -94,6 +101,16 @@ def check_beforehand(config: Config) -> None:
     check_name(config.teacher.model)
     resolve_templates(config.teacher.templates)
     learn.check_domains(config)
+    if config.data.root != "demo":
+        dataset = learn.scan(config)
+        images = Images.split(dataset, config.data.held_out)
+        needed = max(len(dataset.domains) - len(config.data.held_out), 1)
+        if config.distill.batch < needed or len(images.train) < LEAST_TRAIN_IMAGES:
+            msg = (
+                f"Expected at least {LEAST_TRAIN_IMAGES} train images and a batch (distill.batch) that holds one of "
+                f"each of the {needed} source domains, found {len(images.train)} and {config.distill.batch}."
+            )
+            raise ConfigError(msg)
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         msg = f"A build needs packages that are not installed ({', '.join(missing)}): pip install 'vlkd-edge[build]'"
@@ -103,35 +120,43 @@ def check_beforehand(config: Config) -> None:
 def _build(config: Config, target: Target, workspace: Workspace, live: Live, console: Console) -> Outcome:
     learning = learn.Learning(config, workspace, live)
     learn.check_models(learning)
-    dataset, data_key = learn.dataset(learning)
-    images = Images.split(dataset, config.data.held_out)
+    dataset = learn.dataset(learning)
     sources = dataset.sources(config.data.held_out)
+    images = Images.split(dataset, config.data.held_out)
     contract = reporting.contract(config, sources, images)
     for line in contract:
-        live.say(f"[dim]contract:[/] {line}")
+        live.say(f"contract: {line}")
 
     teacher = learn.teacher_key(config)
     vectors_stage = learn.class_vectors(learning, dataset.classes, teacher)
     vectors = ClassVectors.load(vectors_stage.folder / "class_vectors.safetensors")
-    store = learn.pixels(learning, images.train, data_key, sources)
-    asked = learn.teacher_predictions(learning, images.test, vectors_stage, teacher, data_key)
+    store = learn.pixels(learning, images.train)
+    usable = learn.usable(store, images.train)
     graphs = {}
-    for method in (BASELINE, config.distill.method):
+    for method in (learn.BASELINE, config.distill.method):
         trained = learn.train(learning, method, images.train, store, vectors_stage)
         graphs[method] = learn.export(learning, method, trained, store, images.train, vectors_stage)
+    asked = learn.teacher_predictions(learning, images.test, vectors_stage, teacher)
 
-    shared = ship.Shipping(config, workspace, live, learning.spec, vectors, data_key)
+    shared = ship.Shipping(config, workspace, live, learning.spec, vectors)
     student = graphs[config.distill.method]
-    erm_rows = shared.read(shared.predictions(BASELINE, graphs[BASELINE], images.test, "test"))
-    student_rows = shared.read(shared.predictions("student", student, images.test, "test"))
-    reference = shared.read(shared.predictions("reference", student, images.guarded, "guarded"))
-    compressed = ship.compress(shared, student, reference, images.guarded, images.train)
+    erm_rows = shared.read(shared.predictions(learn.BASELINE, graphs[learn.BASELINE], images.test))
+    both = {sample.image: sample for sample in (*images.test, *images.guarded)}
+    answers = {
+        row.image: row for row in shared.read(shared.predictions("student", student, tuple(both.values())))
+    }
+    reference = tuple(answers[sample.image] for sample in images.guarded)
+    compressed = ship.compress(shared, student, reference, images.guarded, usable)
     facts = reporting.Facts(
         config=config,
         target=target,
         dataset=dataset,
         contract=contract,
-        accuracy={"teacher": shared.read(asked), "erm": erm_rows, "student": student_rows},
+        accuracy={
+            "teacher": shared.read(asked),
+            "erm": erm_rows,
+            "student": tuple(answers[sample.image] for sample in images.test),
+        },
         compressed=compressed,
         preflight=ship.preflight(shared, compressed),
         machine=read_machine(),
@@ -139,8 +164,10 @@ def _build(config: Config, target: Target, workspace: Workspace, live: Live, con
     )
     refused = facts.preflight is not None and facts.preflight["verdict"] == "fail"
     if compressed.chosen is None or refused:
+        Places.of(workspace.root, config.name, target.name).clear()
         return reporting.finish(facts, workspace, None, None, console)
-    bundle = write(shared, target, compressed.trials[-1], images.train, facts, workspace.root)
+    floating = student.folder / "model.onnx"
+    bundle = write(shared, target, compressed.trials[-1], floating, usable, facts, workspace.root)
     measured, latency = ship.measure_shipped(
         shared, bundle.folder, bundle.digest, images.test, _stable(facts.machine)
     )
@@ -153,8 +180,3 @@ def _stable(machine: Machine) -> Mapping[str, Any]:
     plain: dict[str, Any] = json.loads(json.dumps(machine.to_json()))
     plain.pop("load_average", None)
     return plain
-
-
-def command_line() -> str:
-    """The command that is running, as a person would type it."""
-    return " ".join(["vlkd-edge", *sys.argv[1:]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,10 @@ from .targets import Target
 if TYPE_CHECKING:
     from .reporting import Facts
 
-# An engine may round otherwise than ONNX Runtime's CPU provider does; these gaps hold for each precision.
+# Another engine rounds otherwise than ONNX Runtime's CPU provider does. It may be about as far from these
+# outputs as they are from the float graph's, and no further than what a wrong engine would show.
 _MIN_COSINE = {"int8": 0.98, "float16": 0.999}
-_LOGIT_GAP_SHARE = {"int8": 0.1, "float16": 0.02}
+_SMALLEST_GAP_SHARE, _LARGEST_GAP_SHARE = 0.005, 0.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +36,40 @@ class Written:
         archive: as one file.
         digest: names the bundle as a whole.
         size_bytes: of all files in the folder.
-        model_bytes: of the graph alone.
     """
 
     folder: Path
     archive: Path
     digest: str
     size_bytes: int
-    model_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a build puts its bundle."""
+
+    folder: Path
+    archive: Path
+
+    @classmethod
+    def of(cls, root: Path, name: str, target: str) -> Places:
+        """The places in an output folder."""
+        return cls(root / "bundle", root / f"{name}-{target}.vlkd")
+
+    def clear(self) -> None:
+        """Take away an earlier build's bundle, which would look like this build's."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.archive.unlink(missing_ok=True)
 
 
 def write(
-    ship: Shipping, target: Target, chosen: Trial, train: Sequence[Sample], facts: Facts, root: Path
+    ship: Shipping,
+    target: Target,
+    chosen: Trial,
+    floating: Path,
+    train: Sequence[Sample],
+    facts: Facts,
+    root: Path,
 ) -> Written:
     """Write the bundle as a folder and as an archive, replacing the ones of an earlier build.
 
@@ -53,6 +77,8 @@ def write(
     """
     vectors, kind = ship.vectors, precision(chosen.candidate)
     size, classes = ship.config.student.image_size, len(vectors.names)
+    samples, float_gap = golden(ship, chosen.candidate.path, floating, train)
+    shares = _SMALLEST_GAP_SHARE * vectors.logit_scale, _LARGEST_GAP_SHARE * vectors.logit_scale
     draft = ManifestDraft(
         name=ship.config.name,
         target=target.name,
@@ -67,7 +93,7 @@ def write(
         preprocess=ship.spec,
         classes=vectors.names,
         logit_scale=vectors.logit_scale,
-        golden=GoldenTolerance(_MIN_COSINE[kind], _LOGIT_GAP_SHARE[kind] * vectors.logit_scale),
+        golden=GoldenTolerance(_MIN_COSINE[kind], min(max(float_gap, shares[0]), shares[1])),
         provenance={
             "teacher": vectors.teacher,
             "teacher fingerprint": vectors.teacher_fingerprint,
@@ -89,22 +115,22 @@ def write(
         },
         "preflight": {key: (facts.preflight or {}).get(key) for key in ("verdict", "engine", "reason")},
     }
+    places = Places.of(root, ship.config.name, target.name)
     folder = write_bundle(
-        root / "bundle",
+        places.folder,
         draft,
         {
             "model.onnx": chosen.candidate.path,
             "class_vectors.safetensors": vectors.to_bytes(),
-            "golden.safetensors": golden(ship, chosen.candidate.path, train),
+            "golden.safetensors": samples.to_bytes(),
             "evidence.json": (json.dumps(evidence, indent=1, sort_keys=True) + "\n").encode(),
         },
         replace=True,
     )
-    archive = pack(folder, root / f"{ship.config.name}-{target.name}.vlkd")
+    archive = pack(folder, places.archive)
     return Written(
         folder=folder,
         archive=archive,
         digest=Bundle.open(folder).manifest.digest,
         size_bytes=sum(path.stat().st_size for path in folder.iterdir()),
-        model_bytes=(folder / "model.onnx").stat().st_size,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import sys
 import types
 import typing
@@ -33,7 +34,8 @@ class DataConfig:
         domains: take only these domains of the folder; all when empty.
         classes: class names in label order; the folder names, sorted, when empty.
         stand_in: a sentence shown beside every number, if the data stand in for something else.
-        demo_images: images of each class and style that the demo world renders.
+        demo_images: images of each class that the demo world renders in each source style.
+        demo_held_out_images: the same for each held-out style; the guard needs enough of them to decide.
         demo_seed: seed of the demo world.
     """
 
@@ -42,7 +44,8 @@ class DataConfig:
     domains: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     stand_in: str = ""
-    demo_images: int = 80
+    demo_images: int = 20
+    demo_held_out_images: int = 300
     demo_seed: int = 1
 
 
@@ -72,15 +75,15 @@ class StudentConfig:
         options: further keyword arguments of the timm model.
     """
 
-    arch: str = "regnetx_002"
+    arch: str = "tf_efficientnet_lite0"
     image_size: int = 64
-    pretrained: Literal["none", "hub", "package"] = "none"
+    pretrained: Literal["none", "hub", "package"] = "package"
     options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class DistillConfig:
-    """How the student learns; see ``vlkd_distill.methods.Settings``.
+    """How the student learns; see ``vlkd_distill.specs.Settings``.
 
     Attributes:
         method: distillation method.
@@ -98,16 +101,16 @@ class DistillConfig:
     """
 
     method: Literal["vl2v-adip"] = "vl2v-adip"
-    epochs: int = 20
-    lr: float = 2e-3
-    align_epochs: int = 5
+    epochs: int = 2
+    lr: float = 2e-4
+    align_epochs: int = 30
     align_lr: float = 1e-3
-    batch: int = 64
-    weight_decay: float = 0.02
+    batch: int = 48
+    weight_decay: float = 0.01
     image_weight: float = 0.5
     teacher_view: Literal["same_aug", "clean_cached"] = "same_aug"
-    batch_norm: Literal["train", "frozen"] = "train"
-    precision: Literal["auto", "float32"] = "auto"
+    batch_norm: Literal["train", "frozen"] = "frozen"
+    precision: Literal["auto", "float32"] = "float32"
     seed: int = 0
 
 
@@ -194,7 +197,10 @@ def load(path: Path | None, variables: Sequence[str] = (), settings: Sequence[st
     table = _read(path) if path is not None else {}
     errors: list[str] = []
     declared = table.pop("vars", {})
-    known = {str(key): str(value) for key, value in declared.items()} if isinstance(declared, dict) else {}
+    if not isinstance(declared, dict):
+        errors.append(f"vars: expected a section, found {declared!r}.")
+        declared = {}
+    known = {str(key): str(value) for key, value in declared.items()}
     known |= _overrides(variables, known, errors)
     table = _substitute(table, known, errors, "")
     for setting in settings:
@@ -243,14 +249,14 @@ def _substitute(value: Any, variables: Mapping[str, str], errors: list[str], whe
         return [_substitute(item, variables, errors, where) for item in value]
     if not isinstance(value, str):
         return value
-    while "${" in value:
-        head, _, rest = value.partition("${")
-        name, brace, tail = rest.partition("}")
-        if not brace or name not in variables:
-            errors.append(f"{where}: '${{{name}}}' names no variable of [vars].{_nearest(name, variables)}")
-            return value
-        value = head + variables[name] + tail
-    return value
+
+    def insert(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in variables:
+            errors.append(f"{where}: '{match[0]}' names no variable of [vars].{_nearest(name, variables)}")
+        return variables.get(name, "")
+
+    return re.sub(r"\$\{([^}]*)\}", insert, value)
 
 
 def _set(table: dict[str, Any], setting: str, errors: list[str]) -> None:
@@ -325,6 +331,8 @@ def _convert(kind: Any, value: Any) -> tuple[str, Any]:
 
 _RANGES: dict[str, tuple[float, float]] = {
     "data.demo_images": (20, 100_000),
+    "data.demo_seed": (0, 999_999_999),  # the demo teacher learned from the seeds above
+    "data.demo_held_out_images": (20, 100_000),
     "student.image_size": (32, 1024),
     "distill.epochs": (1, 100_000),
     "distill.lr": (1e-8, 10),
@@ -334,7 +342,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "distill.weight_decay": (0, 10),
     "distill.image_weight": (0, 1),
     "distill.seed": (0, 2**32 - 2),
-    "compress.calibration_images": (16, 100_000),
+    "compress.calibration_images": (32, 100_000),
     "guard.worst_points": (0, 100),
     "guard.mean_points": (0, 100),
     "guard.confidence": (0.5, 0.9999),
@@ -352,8 +360,9 @@ def _check(config: Config) -> list[str]:
             errors.append(f"{key}: expected {low:g} to {high:g}, found {value!r}.")
     if not config.name or not config.name.replace("-", "").replace("_", "").replace(".", "").isalnum():
         errors.append(f"name: expected letters, digits, '-', '_' and '.', found {config.name!r}.")
-    if not config.compress.candidates:
-        errors.append("compress.candidates: expected at least one candidate, found an empty list.")
+    candidates = config.compress.candidates
+    if not candidates or len(set(candidates)) != len(candidates):
+        errors.append(f"compress.candidates: expected at least one, each once, found {list(candidates)}.")
     return errors
 
 

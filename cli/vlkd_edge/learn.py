@@ -14,18 +14,20 @@ from typing import TYPE_CHECKING
 from vlkd_bench.predictions import write_predictions
 from vlkd_bench.samples import Sample
 from vlkd_distill import data as domain_data
+from vlkd_distill.augmentation import Augmentation
 from vlkd_runtime.atomic import write_text
 from vlkd_runtime.preprocess import PreprocessSpec
 from vlkd_runtime.vectors import ClassVectors
 
 from .config import Config
 from .progress import Live
-from .stages import StageResult, Workspace
+from .stages import StageResult, Workspace, versions
 
 if TYPE_CHECKING:
     from vlkd_distill.specs import Settings, StudentSpec
     from vlkd_distill.teachers import Teacher
 
+BASELINE = "erm"
 PARITY_IMAGES = 16
 PARITY_LOGIT_GAP = 1e-2
 PARITY_COSINE = 0.9999
@@ -122,30 +124,30 @@ def check_domains(config: Config) -> None:
         scan(config).sources(config.data.held_out)
 
 
-def dataset(learning: Learning) -> tuple[domain_data.DomainDataset, str]:
-    """Read the data folder, or render the demo world; with it, a key that changes when the images do."""
+def dataset(learning: Learning) -> domain_data.DomainDataset:
+    """Read the data folder, or render the demo world and read that."""
     config = learning.config.data
     if config.root != "demo":
-        found = scan(learning.config)
-        digest = hashlib.sha256()
-        for sample in found.samples:
-            status = sample.path.stat()
-            digest.update(f"{sample.image} {status.st_size} {status.st_mtime_ns}\n".encode())
-        return found, digest.hexdigest()
+        return scan(learning.config)
     from vlkd_distill import demo
 
+    per_style = {
+        style: config.demo_held_out_images if style in config.held_out else config.demo_images
+        for style in demo.STYLES
+    }
+
     def render(folder: Path) -> None:
-        for left in folder.glob(".images.*"):  # of a killed run
-            shutil.rmtree(left)
-        per_style = dict.fromkeys(demo.STYLES, config.demo_images)
-        total = config.demo_images * len(demo.STYLES) * len(demo.CLASSES)
+        if (folder / "images").is_dir():  # killed between the last picture and the end of the stage
+            return
+        for left in folder.glob(".images.*"):
+            shutil.rmtree(left, ignore_errors=True)
+        total = sum(per_style.values()) * len(demo.CLASSES)
         with learning.live.task("rendering the demo", total) as advance:
             demo.write_world(folder / "images", per_class=per_style, seed=config.demo_seed, progress=advance)
 
-    inputs = {"images": config.demo_images, "seed": config.demo_seed, "renderer": _renderer(demo.__path__[0])}
+    inputs = {"images": per_style, "seed": config.demo_seed, "renderer": _renderer(demo.__path__[0])}
     stage = learning.workspace.stage("data", inputs, render)
-    found = domain_data.scan(stage.folder / "images", domains=config.domains, classes=config.classes)
-    return found, stage.key
+    return domain_data.scan(stage.folder / "images", domains=config.domains, classes=config.classes)
 
 
 def _renderer(package: str) -> str:
@@ -158,15 +160,15 @@ def _renderer(package: str) -> str:
 
 
 def teacher_key(config: Config) -> str:
-    """Identity of the teacher without loading it: its name and the state of its files."""
+    """Identity of the teacher without loading it: the content of its files, or the name a hub knows."""
     from vlkd_distill.teacher_names import folder_of
 
     folder = folder_of(config.teacher.model)
     if folder is None:
         return config.teacher.model
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(json.dumps([str(folder), states]).encode()).hexdigest()
+    digests = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files]
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
 def class_vectors(learning: Learning, classes: Sequence[str], teacher: str) -> StageResult:
@@ -184,9 +186,7 @@ def class_vectors(learning: Learning, classes: Sequence[str], teacher: str) -> S
     return learning.workspace.stage("vectors", inputs, work)
 
 
-def pixels(
-    learning: Learning, samples: Sequence[Sample], data_key: str, sources: Sequence[str]
-) -> StageResult:
+def pixels(learning: Learning, samples: Sequence[Sample]) -> StageResult:
     """Decode the train images of the source domains."""
 
     def work(folder: Path) -> None:
@@ -195,14 +195,20 @@ def pixels(
         with learning.live.task("decoding images", len(samples)) as advance:
             built = store.build(folder, samples, learning.spec, advance)
         for _, reason in built.bad:
-            learning.live.say(f"[yellow]left out:[/] {reason}")
+            learning.live.say(f"left out: {reason}")
 
-    inputs = {"data": data_key, "sources": list(sources), "preprocess": dataclasses.asdict(learning.spec)}
+    inputs = {"images": domain_data.content_key(samples), "preprocess": dataclasses.asdict(learning.spec)}
     return learning.workspace.stage("pixels", inputs, work)
 
 
+def usable(store: StageResult, samples: Sequence[Sample]) -> tuple[Sample, ...]:
+    """The images that could be decoded: what calibration and golden samples are drawn from, too."""
+    bad = {image for image, _ in json.loads((store.folder / "bad.json").read_text())}
+    return tuple(sample for sample in samples if sample.image not in bad)
+
+
 def teacher_predictions(
-    learning: Learning, samples: Sequence[Sample], vectors: StageResult, teacher: str, data_key: str
+    learning: Learning, samples: Sequence[Sample], vectors: StageResult, teacher: str
 ) -> StageResult:
     """The teacher's zero-shot predictions on test images: the mark that students are held against."""
 
@@ -215,9 +221,8 @@ def teacher_predictions(
             rows = embed(learning.teacher(), samples, learning.workspace.cache / "embeddings", advance)
         write_predictions(folder / "predictions.jsonl", predict(rows, stored, samples), stored.names)
 
-    return learning.workspace.stage(
-        "teacher", {"teacher": teacher, "vectors": vectors.key, "data": data_key}, work
-    )
+    inputs = {"teacher": teacher, "vectors": vectors.key, "images": domain_data.content_key(samples)}
+    return learning.workspace.stage("teacher", inputs | versions("torch", "open_clip_torch"), work)
 
 
 def train(
@@ -253,13 +258,18 @@ def train(
         checkpoints.save_weights(folder / "student.safetensors", student)
         (folder / checkpoints.FILE).unlink(missing_ok=True)
 
+    used = dataclasses.asdict(settings)
+    if method == BASELINE:  # plain training must not be repeated because the teacher changed
+        for name in ("align_epochs", "align_lr", "image_weight", "teacher_view"):
+            del used[name]
     inputs = {
-        "settings": dataclasses.asdict(settings),
+        "settings": used,
+        "augmentation": dataclasses.asdict(Augmentation()),
         "student": dataclasses.asdict(learning.student_spec()),
         "pixels": store.key,
-        "vectors": vectors.key,
+        "vectors": len(_load_vectors(vectors).names) if method == BASELINE else vectors.key,
     }
-    return learning.workspace.stage(method, inputs, work)
+    return learning.workspace.stage(method, inputs | versions("torch", "timm", "vlkd-edge"), work)
 
 
 def export(
@@ -295,7 +305,8 @@ def export(
             )
         write_text(folder / "parity.json", json.dumps(dataclasses.asdict(parity), indent=1))
 
-    inputs = {"trained": trained.key, "opset": 20}
+    inputs = {"trained": trained.key, "vectors": vectors.key, "parity": [PARITY_LOGIT_GAP, PARITY_COSINE]}
+    inputs |= versions("torch", "onnx", "onnxscript", "onnxruntime", "vlkd-edge")
     return learning.workspace.stage(f"export-{method}", inputs, work)
 
 

@@ -31,7 +31,7 @@ class Live:
     def say(self, text: str) -> None:
         """Print one line, on a terminal only."""
         if self._console.is_terminal:
-            self._console.print(text, highlight=False)
+            self._console.print(text, style="dim", markup=False, highlight=False)
 
     @contextlib.contextmanager
     def task(self, title: str, total: int | None) -> Iterator[Advance]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,15 +25,28 @@ from vlkd_runtime.vectors import ClassVectors
 from .bundling import Written
 from .config import Config
 from .ship import Compressed
-from .stages import Workspace
+from .stages import Workspace, versions
 from .targets import Target
 
 if TYPE_CHECKING:
-    from .build import Images, Outcome
+    from .build import Images
 
 DEMO_DATA = "The images are the embedded demo world: scenes drawn by a program, not photographs."
 DEMO_TEACHER = "The teacher is the demo's tiny CLIP, trained on such scenes; it stands in for a real one."
 PACKAGES = ("torch", "timm", "open_clip_torch", "onnx", "onnxruntime", "numpy", "pillow")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a build ends with.
+
+    Attributes:
+        exit_code: 0 done, 1 the guard or the preflight said no.
+        json_text: the machine's copy of the report.
+    """
+
+    exit_code: int
+    json_text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +94,10 @@ def contract(config: Config, sources: Sequence[str], images: Images) -> tuple[st
     view = "augmented views of them" if config.distill.teacher_view == "same_aug" else "them, as they are"
     return (
         f"Training sees the {len(images.train)} train images and labels of the source domains {learned_from}; "
-        f"the teacher embeds {view}.",
+        f"the teacher embeds {view} (the align stage: clean images).",
         f"Calibration and the golden samples are drawn from the same {len(images.train)} train images.",
-        f"Held out: {held_out}. No stage of training, calibration or selection opens these images.",
-        f"The guard compares models on all {len(images.guarded)} images of the held-out domains.",
+        f"Held out: {held_out}. Training, calibration and the choice of a checkpoint never open these images.",
+        f"The guard chooses among compressed candidates on all {len(images.guarded)} images of the held-out domains.",
         f"Accuracies are on the {len(images.test)} test images of all domains (one in five, by hash of the name).",
         "Checkpoint: the last one; nothing is selected on any image.",
     )
@@ -96,12 +110,10 @@ def finish(
     from vlkd_bench.report import render_html, render_markdown, render_terminal
     from vlkd_bench.report.machine_json import to_json
 
-    from .build import Outcome
-
     report = assemble(facts, workspace, bundle, latency)
     root = workspace.root
     plain = to_json(report) | {"archive": str(bundle.archive) if bundle else None}
-    write_text(root / "report.json", json.dumps(plain, indent=2) + "\n")
+    write_text(root / "report.json", json.dumps(plain, indent=2, allow_nan=False) + "\n")
     write_text(root / "report.md", render_markdown(report))
     write_text(root / "report.html", render_html(report))
     console.print(render_terminal(report))
@@ -112,8 +124,6 @@ def assemble(
     facts: Facts, workspace: Workspace, bundle: Written | None, latency: LatencyStats | None
 ) -> values.BuildReport:
     """The report's values."""
-    from .build import command_line
-
     config, compressed = facts.config, facts.compressed
     rows = [
         values.CandidateRow(
@@ -158,7 +168,7 @@ def assemble(
         report=str(workspace.root / "report.html"),
         contract=facts.contract,
         provenance=_provenance(facts, bundle),
-        command=command_line(),
+        command=shlex.join(["vlkd-edge", *sys.argv[1:]]),
     )
 
 
@@ -201,9 +211,4 @@ def _provenance(facts: Facts, bundle: Written | None) -> dict[str, str]:
     }
     if bundle is not None:
         found["bundle digest"] = bundle.digest
-    for package in ("vlkd-edge", *PACKAGES):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return found | {name: number for name, number in versions("vlkd-edge", *PACKAGES).items() if number}

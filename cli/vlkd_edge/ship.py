@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,19 +19,22 @@ from vlkd_bench.paired import GuardBudget
 from vlkd_bench.predictions import PredictionRow, evaluate, read_predictions, write_predictions
 from vlkd_bench.samples import Sample
 from vlkd_compress.guard import Candidate, Trial, guard_candidates
+from vlkd_distill.data import content_key
 from vlkd_runtime import Classifier
 from vlkd_runtime.atomic import write_text
+from vlkd_runtime.golden import Golden
 from vlkd_runtime.preprocess import PreprocessSpec, prepare
 from vlkd_runtime.vectors import ClassVectors
 
 from .config import Config
 from .progress import Live
-from .stages import StageResult, Workspace
+from .stages import StageResult, Workspace, versions
 
 if TYPE_CHECKING:
     from vlkd_compress.ranges import Method
 
 GOLDEN_IMAGES = 8
+PREFLIGHT_PACKAGES = ("onnxruntime-ep-nv-tensorrt-rtx-cu13", "tensorrt-cu13-bindings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +47,6 @@ class Shipping:
         live: progress.
         spec: how an image is prepared.
         vectors: the class vectors.
-        classes: class names in label order.
-        data_key: changes when the images do.
     """
 
     config: Config
@@ -53,11 +54,8 @@ class Shipping:
     live: Live
     spec: PreprocessSpec
     vectors: ClassVectors
-    data_key: str
 
-    def predictions(
-        self, title: str, model: StageResult, samples: Sequence[Sample], what: str
-    ) -> StageResult:
+    def predictions(self, title: str, model: StageResult, samples: Sequence[Sample]) -> StageResult:
         """Run a graph on images through the runtime and store what it answers."""
 
         def work(folder: Path) -> None:
@@ -66,11 +64,9 @@ class Shipping:
 
         inputs = {
             "model": model.key,
-            "data": self.data_key,
-            "what": what,
-            "domains": sorted({sample.domain for sample in samples}),
-            "images": len(samples),
+            "images": content_key(samples),
             "preprocess": dataclasses.asdict(self.spec),
+            **versions("onnxruntime", "pillow", "vlkd-edge"),
         }
         return self.workspace.stage(f"evaluate-{title}", inputs, work)
 
@@ -173,10 +169,10 @@ def _candidate(
     inputs = {
         "candidate": name,
         "model": floating.key,
-        "data": ship.data_key,
-        "held_out": list(config.data.held_out),
+        "calibration": content_key(calibration),
         "calibration_images": config.compress.calibration_images,
-        "guarded": len(guarded),
+        "guarded": content_key(guarded),
+        **versions("onnx", "onnxruntime", "pillow", "vlkd-edge"),
     }
     return inputs, work
 
@@ -220,34 +216,31 @@ def preflight(ship: Shipping, compressed: Compressed) -> Mapping[str, Any] | Non
             result = run_preflight(model)
         write_text(folder / "preflight.json", json.dumps(dataclasses.asdict(result), indent=1))
 
-    inputs = {"model": compressed.key, "packages": _preflight_packages()}
+    inputs = {"model": compressed.key, **versions(*PREFLIGHT_PACKAGES)}
     stage = ship.workspace.stage("preflight", inputs, work)
     result: dict[str, Any] = json.loads((stage.folder / "preflight.json").read_text())
+    if not result["answered"]:  # a time-out or a missing package is no verdict to keep
+        shutil.rmtree(stage.folder)
     return result
 
 
-def _preflight_packages() -> dict[str, str]:
-    """Versions of what the preflight runs; once they are installed, a preflight that was not run is run."""
-    found = {}
-    for package in ("onnxruntime-ep-nv-tensorrt-rtx-cu13", "tensorrt-cu13-bindings"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = ""
-    return found
+def golden(ship: Shipping, model: Path, floating: Path, samples: Sequence[Sample]) -> tuple[Golden, float]:
+    """Inputs with the outputs that this model gave on this machine, and how far the float graph's are.
 
-
-def golden(ship: Shipping, model: Path, samples: Sequence[Sample]) -> bytes:
-    """Inputs with the outputs that this model gave on this machine, as the bundle stores them."""
-    from vlkd_runtime.golden import Golden
-
+    Returns:
+        The golden samples, and the largest absolute difference of a logit between the two graphs.
+    """
     chosen = samples[:: max(1, len(samples) // GOLDEN_IMAGES)][:GOLDEN_IMAGES]
     images = np.stack([prepare(sample.path, ship.spec) for sample in chosen])
-    with Classifier.from_model(
-        model, ship.spec, ship.vectors.names, logit_scale=ship.vectors.logit_scale
-    ) as classifier:
-        outputs = classifier.infer(images)
-    return Golden(images, outputs.embedding, outputs.logits).to_bytes()
+    outputs = []
+    for graph in (model, floating):
+        with Classifier.from_model(
+            graph, ship.spec, ship.vectors.names, logit_scale=ship.vectors.logit_scale
+        ) as classifier:
+            outputs.append(classifier.infer(images))
+    shipped, reference = outputs
+    gap = float(np.abs(shipped.logits - reference.logits).max())
+    return Golden(images, shipped.embedding, shipped.logits), gap
 
 
 def measure_shipped(
@@ -269,9 +262,10 @@ def measure_shipped(
 
     inputs = {
         "bundle": key,
-        "data": ship.data_key,
+        "images": content_key(samples),
         "bench": dataclasses.asdict(config),
         "machine": dict(machine),
+        **versions("onnxruntime", "vlkd-edge"),
     }
     stage = ship.workspace.stage("measure", inputs, work)
     return stage, LatencyStats.from_json(json.loads((stage.folder / "latency.json").read_text()))

@@ -1,4 +1,4 @@
-"""Stages of a build: each a folder keyed by the hash of its inputs, renamed when whole.
+"""Stages of a build: each a folder keyed by the hash of its inputs, renamed when whole, redone when damaged.
 
 A killed stage leaves a ``.part`` folder that its next run goes on from; nothing half-written ever looks whole.
 """
@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from vlkd_runtime.atomic import write_text
 from vlkd_runtime.errors import UsageError
 
 _DONE = "stage.json"
+_HASHED_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +67,11 @@ class Workspace:
             work: fills the folder it is given; it may find there what an interrupted run left.
         """
         key, final = self.place(name, inputs)
-        done = final / _DONE
-        if done.is_file():
-            result = StageResult(
-                name, key, final, float(json.loads(done.read_text())["seconds"]), cached=True
-            )
+        seconds = _whole(final)
+        if seconds is not None:
+            result = StageResult(name, key, final, seconds, cached=True)
         else:
+            shutil.rmtree(final, ignore_errors=True)
             result = StageResult(name, key, final, self._run(name, inputs, final, work), cached=False)
         self.results.append(result)
         return result
@@ -85,8 +86,12 @@ class Workspace:
     def _run(name: str, inputs: Mapping[str, Any], final: Path, work: Callable[[Path], None]) -> float:
         part = final.with_suffix(".part")
         part.mkdir(parents=True, exist_ok=True)
+        for left in part.glob(".*.tmp"):  # of a write that was killed
+            left.unlink()
         clock = part / "seconds.json"
-        earlier = float(json.loads(clock.read_text())) if clock.is_file() else 0.0
+        earlier = 0.0
+        with contextlib.suppress(OSError, ValueError):
+            earlier = float(json.loads(clock.read_text()))
         start = time.monotonic()
         try:
             work(part)
@@ -94,14 +99,45 @@ class Workspace:
             seconds = earlier + time.monotonic() - start
             with contextlib.suppress(OSError):
                 write_text(clock, json.dumps(seconds))
-        write_text(
-            part / _DONE,
-            json.dumps({"stage": name, "inputs": inputs, "seconds": round(seconds, 3)}, indent=1),
-        )
-        if final.exists():
-            shutil.rmtree(final)
+        clock.unlink(missing_ok=True)
+        record = {"stage": name, "inputs": inputs, "seconds": round(seconds, 3), "files": _states(part)}
+        write_text(part / _DONE, json.dumps(record, indent=1))
         part.rename(final)
         return seconds
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Installed versions, as inputs of stages whose outputs they decide; empty for what is not installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = ""
+    return found
+
+
+def _whole(folder: Path) -> float | None:
+    """How long a finished stage took; None if it is not finished or a file of it is not as it was left."""
+    try:
+        record = json.loads((folder / _DONE).read_text())
+        if record["files"] != _states(folder):
+            return None
+        return float(record["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _states(folder: Path) -> dict[str, list[Any]]:
+    """Size of every file of a stage, and the hash of those that lie at its top and are not huge."""
+    states: dict[str, list[Any]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != _DONE:
+            size = path.stat().st_size
+            small = path.parent == folder and size <= _HASHED_BYTES
+            digest = hashlib.sha256(path.read_bytes()).hexdigest() if small else None
+            states[str(path.relative_to(folder))] = [size, digest]
+    return states
 
 
 @contextlib.contextmanager

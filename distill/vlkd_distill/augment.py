@@ -5,36 +5,15 @@ Letters used in shapes: B batch, S pixels a side.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .augmentation import Augmentation
+
 _LUMA = torch.tensor([0.299, 0.587, 0.114])
 _RGB_TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 _YIQ_TO_RGB = torch.linalg.inv(_RGB_TO_YIQ)
-
-
-@dataclass(frozen=True, slots=True)
-class Augmentation:
-    """How far a random view may lie from the image.
-
-    Attributes:
-        min_area: smallest crop, as a share of the image's area.
-        flip: chance of a mirrored view.
-        jitter: largest relative change of brightness, contrast and saturation; a turn of the hue by up
-            to ``jitter`` half circles goes with it.
-        grayscale: chance of a view without colour.
-
-    References:
-        VL2V-ADiP's training views: crops of 0.7 to 1.0, flip, ColorJitter(0.3), grayscale 0.1.
-    """
-
-    min_area: float = 0.7
-    flip: float = 0.5
-    jitter: float = 0.3
-    grayscale: float = 0.1
 
 
 def random_views(pixels: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
@@ -83,7 +62,7 @@ def _recolour(views: Tensor, how: Augmentation, generator: torch.Generator) -> T
     brightness, contrast, saturation = (
         _uniform(count, 1.0 - how.jitter, 1.0 + how.jitter, generator) for _ in range(3)
     )
-    angle = _uniform(count, -how.jitter, how.jitter, generator) * torch.pi
+    angle = _uniform(count, -how.jitter, how.jitter, generator) * 2.0 * torch.pi
     gray = torch.rand(count, generator=generator) < how.grayscale
     saturation = torch.where(gray, 0.0, saturation)
     cos, sin, zero, one = angle.cos(), angle.sin(), torch.zeros(count), torch.ones(count)

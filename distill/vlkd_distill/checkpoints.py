@@ -44,11 +44,14 @@ def save(folder: Path, student: nn.Module, optimizer: torch.optim.Optimizer, sta
 
 
 def load(folder: Path) -> Checkpoint | None:
-    """Read the checkpoint of a folder, if there is one."""
+    """Read the checkpoint of a folder, if there is one that is whole; without it training starts over."""
     path = folder / FILE
     if not path.exists():
         return None
-    arrays, metadata = read_tensors(path.read_bytes(), where=str(path))
+    try:
+        arrays, metadata = read_tensors(path.read_bytes(), where=str(path))
+    except DataError:
+        return None
     weights: dict[str, Tensor] = {}
     optimizer: dict[str, Tensor] = {}
     for name, array in arrays.items():

@@ -30,7 +30,7 @@ def compute(teacher: Teacher, names: Sequence[str], templates: Sequence[str]) ->
         Unit rows ``(C, D)`` with everything needed to compute them again.
     """
     prompts = tuple(
-        tuple(template.format(name.replace("_", " ")) for template in templates) for name in names
+        tuple(template.replace("{}", name.replace("_", " ")) for template in templates) for name in names
     )
     rows = []
     for texts in prompts:

@@ -98,6 +98,15 @@ def source_domains(domains: Sequence[str], held_out: Sequence[str], where: str) 
     return left
 
 
+def content_key(samples: Iterable[Sample]) -> str:
+    """Hash of the images' ids, labels and bytes: it changes whenever anything made from them could."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(f"{sample.image}\0{sample.label}\0".encode())
+        digest.update(hashlib.sha256(sample.path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
 def scan(root: Path, *, domains: Sequence[str] = (), classes: Sequence[str] = ()) -> DomainDataset:
     """Read a DomainBed folder ``root/<domain>/<class>/<file>``; no image is opened.
 
@@ -162,4 +171,8 @@ def _class_names(root: Path, domains: Sequence[str]) -> tuple[str, ...]:
 def _images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "." and path.is_file()
+    )

@@ -6,7 +6,8 @@ Letters used in shapes: N images, D embedding size.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,10 @@ def embed(
 ) -> npt.NDArray[np.float32]:
     """Embed images with the teacher, taking from the cache what is there.
 
-    A shard is keyed by the teacher's fingerprint and by the id and content of its images, so a changed
-    image or another teacher is asked anew and nothing else is. An interrupted run loses at most one shard.
+    A shard holds consecutive images of one domain and is keyed by the teacher's fingerprint and the images'
+    content, so runs that hold out different domains share their shards, and a changed image asks anew for
+    its own shard and, where it shifts the others, for those after it in its domain. An interrupted run
+    loses at most one shard; a damaged one is asked for again.
 
     Args:
         teacher: who to ask.
@@ -44,28 +47,39 @@ def embed(
         Unit rows ``(N, D)``.
 
     Raises:
-        DataError: an embedding is not finite, or a shard on disk is of another size.
+        DataError: the teacher gave an embedding that is not finite.
         ImageError: an image cannot be decoded.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts: list[npt.NDArray[np.float32]] = []
-    for start in range(0, len(samples), _SHARD):
-        chunk = samples[start : start + _SHARD]
+    for chunk in _shards(samples):
         path = folder / f"{_key(teacher.fingerprint, chunk)}.safetensors"
-        if path.exists():
-            rows = read_tensors(path.read_bytes(), where=str(path))[0]["embedding"].astype(np.float32)
-        else:
+        rows = _stored(path, (len(chunk), teacher.dim))
+        if rows is None:
             rows = _ask(teacher, chunk)
             write_bytes(path, write_tensors({"embedding": rows}, {"teacher": teacher.fingerprint}))
-        if rows.shape != (len(chunk), teacher.dim):
-            msg = (
-                f"The embedding shard {path} has shape {rows.shape}, expected {(len(chunk), teacher.dim)}: "
-                "delete it and run again."
-            )
-            raise DataError(msg)
         parts.append(rows)
         progress(len(chunk))
     return np.concatenate(parts) if parts else np.zeros((0, teacher.dim), np.float32)
+
+
+def _shards(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
+    for _, group in itertools.groupby(samples, key=lambda sample: sample.domain):
+        members = tuple(group)
+        for start in range(0, len(members), _SHARD):
+            yield members[start : start + _SHARD]
+
+
+def _stored(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float32] | None:
+    """A shard as stored; None if there is none, or none that can be trusted."""
+    if not path.exists():
+        return None
+    try:
+        rows = read_tensors(path.read_bytes(), where=str(path))[0]["embedding"]
+    except (DataError, KeyError):
+        return None
+    whole = rows.dtype == np.float32 and rows.shape == shape and bool(np.isfinite(rows).all())
+    return np.array(rows) if whole else None
 
 
 def _ask(teacher: Teacher, samples: Sequence[Sample]) -> npt.NDArray[np.float32]:
@@ -87,6 +101,5 @@ def _ask(teacher: Teacher, samples: Sequence[Sample]) -> npt.NDArray[np.float32]
 def _key(fingerprint: str, samples: Sequence[Sample]) -> str:
     digest = hashlib.sha256(fingerprint.encode())
     for sample in samples:
-        digest.update(sample.image.encode() + b"\0")
         digest.update(hashlib.sha256(sample.path.read_bytes()).digest())
     return digest.hexdigest()[:32]

@@ -9,7 +9,6 @@ References:
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -52,9 +51,3 @@ def vl2v(projected: Tensor, image_target: Tensor, text_target: Tensor, image_wei
     image_cosine = (p * unit(image_target)).sum(-1)
     text_cosine = (p * unit(text_target)).sum(-1)
     return -(image_weight * image_cosine + (1.0 - image_weight) * text_cosine).mean()
-
-
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of rows whose largest logit is the label's, 0 to 1."""
-    with torch.no_grad():
-        return float((logits.argmax(-1) == labels).float().mean())

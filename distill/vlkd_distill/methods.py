@@ -77,10 +77,6 @@ class Method(Protocol):
         """Class logits ``(B, C)`` of the head's outputs."""
         ...
 
-    def contract(self) -> str:
-        """One sentence on what the method sees."""
-        ...
-
 
 class Erm:
     """Plain training: cross-entropy on the source labels, all weights, a fresh linear classifier."""
@@ -106,10 +102,6 @@ class Erm:
     def logits(self, outputs: Tensor) -> Tensor:
         """The outputs themselves."""
         return outputs
-
-    def contract(self) -> str:
-        """One sentence on what the method sees."""
-        return "erm sees the train images and labels of the source domains; no teacher."
 
 
 class Vl2vAdip:
@@ -145,18 +137,6 @@ class Vl2vAdip:
     def logits(self, outputs: Tensor) -> Tensor:
         """Scaled cosines with the class vectors."""
         return self._scale * (losses.unit(outputs) @ self._vectors.t())
-
-    def contract(self) -> str:
-        """One sentence on what the method sees."""
-        views = (
-            "the student's own augmented views"
-            if self._settings.teacher_view == "same_aug"
-            else "clean images"
-        )
-        return (
-            "vl2v-adip sees the train images and labels of the source domains, the teacher's embeddings of "
-            f"{views}, and the class vectors."
-        )
 
 
 METHODS: dict[str, type[Erm] | type[Vl2vAdip]] = {"erm": Erm, "vl2v-adip": Vl2vAdip}

@@ -6,6 +6,7 @@ Letters used in shapes: N images, H and W pixels.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -60,6 +61,12 @@ class PixelStore:
         return cls(kept, pixels, bad)
 
 
+def _reserve(path: Path) -> None:
+    """Claim a mapped file's space at once: a full disk is then an error here and not a crash later."""
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
 def build(
     folder: Path, samples: Sequence[Sample], spec: PreprocessSpec, progress: Callable[[int], None]
 ) -> PixelStore:
@@ -84,6 +91,7 @@ def build(
         dtype=np.uint8,
         shape=(len(samples), spec.height, spec.width, 3),
     )
+    _reserve(folder / "pixels.part.npy")
     row = 0
     with ThreadPoolExecutor(2) as pool:
         for sample, result in zip(samples, pool.map(decode, samples), strict=True):

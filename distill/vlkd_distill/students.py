@@ -139,11 +139,26 @@ def create(spec: StudentSpec, outputs: int) -> Student:
     if spec.pretrained == "package":
         _load_packaged(backbone, spec.arch)
     config = timm.data.resolve_model_data_config(backbone)
+    width = _probe(backbone, spec)
     torch.manual_seed(spec.seed + 1)
-    head = nn.Linear(int(backbone.num_features), outputs)
+    head = nn.Linear(width, outputs)
     student = Student(backbone, head, config["mean"], config["std"])
     student.backbone.to(memory_format=torch.channels_last)
     return student
+
+
+def _probe(backbone: nn.Module, spec: StudentSpec) -> int:
+    """Width of the features at this image size; not every network says it right, or takes every size."""
+    try:
+        with torch.inference_mode():
+            features: Tensor = backbone.eval()(torch.zeros(1, 3, spec.image_size, spec.image_size))
+    except Exception as error:
+        msg = (
+            f"'{spec.arch}' cannot take images of {spec.image_size} pixels (student.image_size): "
+            f"{first_line(error)}. Choose another size, or give the network's own in student.options."
+        )
+        raise ConfigError(msg) from error
+    return int(features.shape[1])
 
 
 def check(spec: StudentSpec) -> None:
@@ -167,7 +182,7 @@ def check(spec: StudentSpec) -> None:
 
 def _creation_error(spec: StudentSpec, error: Exception) -> Exception:
     reason = first_line(error)
-    if spec.pretrained == "hub":
+    if spec.pretrained == "hub" and not isinstance(error, TypeError):
         msg = (
             f"The weights of '{spec.arch}' cannot be fetched from the hub: {reason}. Use "
             'student.pretrained = "package" (tf_efficientnet_lite0) or "none" on a machine without a network.'

@@ -33,7 +33,7 @@ def check_name(name: str) -> None:
                 f"{'other files' if folder.is_dir() else 'nothing'}. Set teacher.model to local-dir:<folder>."
             )
             raise ConfigError(msg)
-    elif ":" not in name:
+    elif ":" not in name or name.endswith(":"):
         msg = (
             f"The teacher '{name}' has no known form. Expected 'demo', 'local-dir:<folder>' or "
             "'<architecture>:<pretrained tag>' as in 'ViT-B-16:laion2b_s34b_b88k'."

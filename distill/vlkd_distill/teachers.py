@@ -20,7 +20,7 @@ from vlkd_runtime.errors import UnavailableError
 
 from .losses import unit
 from .quiet import first_line, quiet
-from .teacher_names import check_name, open_clip_names
+from .teacher_names import check_name, folder_of, open_clip_names
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -67,7 +67,7 @@ class OpenClipTeacher:
         self._mean = torch.tensor(visual.image_mean).view(1, 3, 1, 1)
         self._std = torch.tensor(visual.image_std).view(1, 3, 1, 1)
         self.logit_scale = float(model.logit_scale.exp())  # type: ignore[operator]
-        self.fingerprint = _fingerprint(model, repr(preprocess))
+        self.fingerprint = _fingerprint(model, f"{preprocess!r}\n{model!r}\n{_config_text(name)}")
         self.dim = int(self.embed_texts(["a photo"]).shape[1])
 
     @classmethod
@@ -88,7 +88,8 @@ class OpenClipTeacher:
 
         try:
             with quiet():
-                model, _, preprocess = open_clip.create_model_and_transforms(
+                # The plain constructor goes on with random weights where there are none; this one refuses.
+                model, preprocess = open_clip.create_model_from_pretrained(
                     architecture, pretrained=tag, weights_only=True
                 )
                 tokenizer = open_clip.get_tokenizer(architecture)
@@ -123,8 +124,15 @@ class OpenClipTeacher:
         return unit(self._model.encode_image(batch.contiguous(memory_format=torch.channels_last)))  # type: ignore[operator]
 
 
-def _fingerprint(model: nn.Module, preprocess: str) -> str:
-    digest = hashlib.sha256(preprocess.encode())
+def _config_text(name: str) -> str:
+    """The configuration of a local model: head counts and the like show in no tensor's shape."""
+    folder = folder_of(name)
+    return (folder / "open_clip_config.json").read_text() if folder is not None else name
+
+
+def _fingerprint(model: nn.Module, description: str) -> str:
+    """Hash of everything an embedding depends on: weights, architecture and preprocessing."""
+    digest = hashlib.sha256(description.encode())
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(key.encode())
         digest.update(np.ascontiguousarray(tensor.detach().float().numpy()).tobytes())

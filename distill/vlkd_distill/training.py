@@ -6,6 +6,7 @@ Letters used in shapes: N images, B batch, D embedding size.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor
 
 from . import checkpoints
-from .augment import Augmentation, clean_views, random_views
+from .augment import clean_views, random_views
+from .augmentation import Augmentation
 from .methods import Batch, Method, Stage
 from .pixels import PixelStore
 from .specs import Settings
@@ -73,7 +75,9 @@ def train(
     """
     how = augmentation or Augmentation()
     resumed = checkpoints.load(folder)
-    for index, stage in enumerate(method.stages()):
+    labels = torch.from_numpy(data.store.labels)
+    stages = method.stages()
+    for index, stage in enumerate(stages):
         _select_trainable(student, stage)
         steps_per_epoch = _steps(len(data.store.samples), settings.batch)
         optimizer = _optimizer(student, settings)
@@ -87,15 +91,20 @@ def train(
             first_epoch, resumed = resumed.epoch, None
             schedule.done = first_epoch * steps_per_epoch
             on_step(stage.name, schedule.done, math.nan)
-        features = _cached_features(student, settings, data) if stage.cached_features else None
+        features = None
+        if stage.cached_features and first_epoch < stage.epochs:
+            features = _cached_features(student, settings, data)
+        # Counted from the last stage, so that every method's backbone sees the same batches and views.
+        from_last = len(stages) - 1 - index
         for epoch in range(first_epoch, stage.epochs):
-            generator = torch.Generator().manual_seed(_epoch_seed(settings.seed, index, epoch))
-            torch.manual_seed(_epoch_seed(settings.seed, index, epoch) + 1)
+            seed = _epoch_seed(settings.seed, from_last, epoch)
+            generator = torch.Generator().manual_seed(seed)
+            torch.manual_seed(seed + 1)
             student.train()
             if settings.batch_norm == "frozen" or stage.cached_features:
                 _freeze_batch_norm(student)
             for rows in epoch_rows(data.store.domains, settings.batch, generator):
-                loss = _step(student, method, settings, data, features, rows, how, generator)
+                loss = _step(student, method, settings, data, labels[rows], features, rows, how, generator)
                 schedule.step(loss)
                 on_step(stage.name, 1, float(loss.detach()))
             checkpoints.save(folder, student, optimizer, index, epoch + 1)
@@ -144,12 +153,12 @@ def _step(
     method: Method,
     settings: Settings,
     data: TrainingData,
+    labels: Tensor,
     features: Tensor | None,
     rows: Tensor,
     how: Augmentation,
     generator: torch.Generator,
 ) -> Tensor:
-    labels = torch.from_numpy(data.store.labels[rows.numpy()])
     target = None
     if features is not None:
         outputs = student.head(features[rows])
@@ -206,14 +215,38 @@ class _Schedule:
 
 @torch.no_grad()
 def _cached_features(student: Student, settings: Settings, data: TrainingData) -> Tensor:
-    """Features ``(N, n)`` of the clean images, from the backbone as it is."""
+    """Features ``(N, n)`` of the clean images, from the backbone as it is.
+
+    A backbone that starts from random weights has batch statistics of nothing yet; where they are to be
+    trained, they are first taken from the images, so that the projection is fitted to features as the
+    next stage will see them.
+    """
+    if settings.batch_norm == "train":
+        _estimate_batch_norm(student, settings, data)
     student.eval()
-    parts = []
+    return torch.cat(list(_pass(student, settings, data)))
+
+
+def _pass(student: Student, settings: Settings, data: TrainingData) -> Iterator[Tensor]:
+    """Features of the clean images, a batch at a time."""
     for start in range(0, len(data.store.samples), 64):
         pixels = torch.from_numpy(np.array(data.store.pixels[start : start + 64]))
         with autocast(settings):
-            parts.append(student.features(clean_views(pixels)).float())
-    return torch.cat(parts)
+            features = student.features(clean_views(pixels))
+        yield features.float()
+
+
+def _estimate_batch_norm(student: Student, settings: Settings, data: TrainingData) -> None:
+    layers = [m for m in student.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain mean over batches
+    student.train()
+    for _ in _pass(student, settings, data):
+        pass
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
 
 
 def _freeze_batch_norm(student: Student) -> None:
@@ -229,6 +262,7 @@ def autocast(settings: Settings) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext()
 
 
+@functools.cache
 def _fast_bfloat16() -> bool:
     try:
         flags = Path("/proc/cpuinfo").read_text()

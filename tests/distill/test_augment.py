@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from vlkd_distill.augment import Augmentation, clean_views, random_views
+from vlkd_distill.augment import clean_views, random_views
+from vlkd_distill.augmentation import Augmentation
 
 STILL = Augmentation(min_area=1.0, flip=0.0, jitter=0.0, grayscale=0.0)
 

@@ -75,6 +75,10 @@ def test_a_changed_image_or_teacher_is_asked_anew_and_nothing_else(
     Image.new("RGB", (6, 4), (255, 0, 255)).save(samples[0].path)
     embeddings.embed(teacher, samples, cache)
     assert teacher.asked == 300 + 256  # the one shard that holds the changed image
+    for shard in (tmp_path / "cache").iterdir():
+        shard.write_bytes(shard.read_bytes()[:-1])
+    embeddings.embed(teacher, samples, cache)
+    assert teacher.asked == 300 + 256 + 300  # damaged shards are asked for again
     other = CountingTeacher("0" * 64)
     embeddings.embed(other, samples, cache)
     assert other.asked == 300

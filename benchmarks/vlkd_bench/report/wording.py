@@ -142,7 +142,9 @@ def facts(report: BuildReport) -> tuple[Fact, ...]:
         row = report.latency[0]
         tail = f"p99 {milliseconds(row.stats.p99_ms)}; " if row.stats.p99_ms is not None else ""
         result.append(Fact("Latency, median", milliseconds(row.stats.p50_ms), tail + row.label))
-    result.append(Fact("Bundle", size(report.size_bytes) if report.bundle else "none", f"for {report.target}"))
+    result.append(
+        Fact("Bundle", size(report.size_bytes) if report.bundle else "none", f"for {report.target}")
+    )
     result.append(Fact("Preflight", report.preflight.verdict, report.preflight.engine))
     return tuple(result)
 

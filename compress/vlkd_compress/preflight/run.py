@@ -42,6 +42,7 @@ class PreflightResult:
         layers: number of layers the parser made.
         seconds: how long parser and builder took; of the child's whole life when it did not answer.
         findings: rules of TensorRT's dialect that the graph breaks.
+        answered: whether TensorRT said anything; False when it is not installed, crashed or ran out of time.
         note: what this result stands for.
     """
 
@@ -54,6 +55,7 @@ class PreflightResult:
     layers: int | None
     seconds: float
     findings: tuple[Finding, ...]
+    answered: bool
     note: str = STANDS_IN
 
 
@@ -86,6 +88,7 @@ def run_preflight(model: Path, *, timeout_s: float = 120.0, child: Path = CHILD)
             layers=None,
             seconds=0.0,
             findings=findings,
+            answered=False,
         )
     return _judge(supervised, libraries.version, findings)
 
@@ -120,6 +123,7 @@ def _judge(supervised: Supervised, version: str, findings: tuple[Finding, ...]) 
         layers=answer["layers"] if valid else None,
         seconds=float(answer["seconds"]) if valid else supervised.seconds,
         findings=findings,
+        answered=valid,
     )
 
 
