@@ -140,7 +140,7 @@ def assemble(
     shown = next((t for t in compressed.trials if t.candidate is compressed.chosen), compressed.trials[-1])
     label = (
         f"this CPU, ONNX Runtime, {config.bench.threads} thread{'s' * (config.bench.threads > 1)}, one prepared "
-        f"image a call; not the {facts.target.title}, which is to be measured on the device"
+        f"image a call; not the {facts.target.title}"
     )
     return values.BuildReport(
         title=f"{config.name} for {facts.target.title}",

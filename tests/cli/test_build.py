@@ -24,6 +24,8 @@ SMALL = (
     "student.arch=resnet10t",
     "student.options={channels=[8, 16, 32, 64], stem_width=8}",
     "student.image_size=32",
+    "student.pretrained=none",
+    "distill.batch_norm=train",
     "distill.epochs=2",
     "distill.align_epochs=2",
     "compress.calibration_images=32",
@@ -73,7 +75,8 @@ def test_the_json_contract(built: tuple[Path, dict[str, Any]]) -> None:
         assert all(0 <= value <= 1 for value in answer["accuracy"][role].values())
     assert answer["guard"]["verdict"] == "pass" and answer["guard"]["domains"].keys() == {"sketch"}
     assert answer["preflight"]["verdict"] in ("pass", "not run")
-    assert answer["latency_ms"]["p50"] > 0 and answer["latency_ms"]["p99"] is None  # 50 calls give no p99
+    latency = answer["latency_ms"]
+    assert latency["p50"] > 0 and (latency["p99"] is None or latency["p99"] >= latency["p50"])
     assert answer["size_bytes"] == sum(path.stat().st_size for path in (out / "bundle").iterdir())
 
 
