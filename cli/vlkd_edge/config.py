@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-import re
 import sys
-import types
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from vlkd_runtime.errors import ConfigError
+
+from .parsing import overrides, parse, put, substitute
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,11 +197,11 @@ def load(path: Path | None, variables: Sequence[str] = (), settings: Sequence[st
         errors.append(f"vars: expected a section, found {declared!r}.")
         declared = {}
     known = {str(key): str(value) for key, value in declared.items()}
-    known |= _overrides(variables, known, errors)
-    table = _substitute(table, known, errors, "")
+    known |= overrides(variables, known, errors)
+    table = substitute(table, known, errors, "")
     for setting in settings:
-        _set(table, setting, errors)
-    config = _parse(Config, table, "", errors)
+        put(table, setting, errors)
+    config = parse(Config, table, "", errors)
     if config is not None:
         errors += _check(config)
     if errors:
@@ -226,107 +222,6 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         msg = f"Expected a TOML file at {path}: {error}"
         raise ConfigError(msg) from error
-
-
-def _overrides(variables: Sequence[str], known: Mapping[str, str], errors: list[str]) -> dict[str, str]:
-    given = {}
-    for pair in variables:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            errors.append(f"--var {pair}: expected name=value.")
-        elif name not in known:
-            errors.append(f"--var {pair}: the file has no variable '{name}'.{_nearest(name, known)}")
-        else:
-            given[name] = value
-    return given
-
-
-def _substitute(value: Any, variables: Mapping[str, str], errors: list[str], where: str) -> Any:
-    """Replace ``${name}`` in every string."""
-    if isinstance(value, dict):
-        return {k: _substitute(v, variables, errors, f"{where}.{k}".lstrip(".")) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_substitute(item, variables, errors, where) for item in value]
-    if not isinstance(value, str):
-        return value
-
-    def insert(match: re.Match[str]) -> str:
-        name = match[1]
-        if name not in variables:
-            errors.append(f"{where}: '{match[0]}' names no variable of [vars].{_nearest(name, variables)}")
-        return variables.get(name, "")
-
-    return re.sub(r"\$\{([^}]*)\}", insert, value)
-
-
-def _set(table: dict[str, Any], setting: str, errors: list[str]) -> None:
-    key, equals, text = setting.partition("=")
-    if not equals:
-        errors.append(f"--set {setting}: expected section.key=value.")
-        return
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *parents, last = key.strip().split(".")
-    for parent in parents:
-        inner = table.setdefault(parent, {})
-        if not isinstance(inner, dict):
-            errors.append(f"--set {setting}: '{parent}' is not a section.")
-            return
-        table = inner
-    table[last] = value
-
-
-def _parse(kind: type[T], table: Mapping[str, Any], where: str, errors: list[str]) -> T | None:
-    """Build a dataclass from a table, adding a line to ``errors`` for everything that does not fit."""
-    hints = typing.get_type_hints(kind)
-    before = len(errors)
-    values = {}
-    for key, value in table.items():
-        path = f"{where}.{key}" if where else key
-        if key not in hints:
-            errors.append(f"{path}: unknown key.{_nearest(key, hints)}")
-        elif dataclasses.is_dataclass(hints[key]):
-            if isinstance(value, dict):
-                values[key] = _parse(typing.cast(type[Any], hints[key]), value, path, errors)
-            else:
-                errors.append(f"{path}: expected a section, found {value!r}.")
-        else:
-            problem, converted = _convert(hints[key], value)
-            if problem:
-                errors.append(f"{path}: {problem}")
-            values[key] = converted
-    return kind(**values) if len(errors) == before else None
-
-
-def _convert(kind: Any, value: Any) -> tuple[str, Any]:
-    """A value as the type asks for it, or what is wrong with it."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        if value in arguments:
-            return "", value
-        near = _nearest(str(value), arguments)
-        return f"expected one of {', '.join(map(repr, arguments))}, found {value!r}.{near}", None
-    if origin in (types.UnionType, typing.Union):
-        attempts = [_convert(argument, value) for argument in arguments]
-        return next((attempt for attempt in attempts if not attempt[0]), attempts[-1])
-    if origin is tuple:
-        items = [value] if isinstance(value, str) else value
-        if not isinstance(items, list):
-            return f"expected a list, found {value!r}.", None
-        converted = [_convert(arguments[0], item) for item in items]
-        return next((problem for problem, _ in converted if problem), ""), tuple(
-            item for _, item in converted
-        )
-    if origin is dict:
-        return ("", value) if isinstance(value, dict) else (f"expected a table, found {value!r}.", None)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return "", float(value)
-    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-        return "", value
-    words = {"str": "a string", "int": "a whole number", "float": "a number", "bool": "true or false"}
-    return f"expected {words.get(kind.__name__, kind.__name__)}, found {value!r}.", None
 
 
 _RANGES: dict[str, tuple[float, float]] = {
@@ -364,8 +259,3 @@ def _check(config: Config) -> list[str]:
     if not candidates or len(set(candidates)) != len(candidates):
         errors.append(f"compress.candidates: expected at least one, each once, found {list(candidates)}.")
     return errors
-
-
-def _nearest(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, [str(item) for item in known], n=1)
-    return f" Did you mean '{near[0]}'?" if near else ""
