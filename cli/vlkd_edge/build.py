@@ -89,7 +89,8 @@ def build(config: Config, out: Path, cache: Path, console: Console) -> Outcome:
     target = find(config.target)
     check_beforehand(config)
     with locked(out):
-        return _build(config, target, Workspace(out, cache), Live(console), console)
+        live = Live(console)
+        return _build(config, target, Workspace(out, cache, live.say), live, console)
 
 
 def check_beforehand(config: Config) -> None:

@@ -51,11 +51,13 @@ class Workspace:
     Attributes:
         root: the output folder.
         cache: where the teacher's embeddings are kept; may be shared between builds.
+        tell: called with a line for people when a stage is finished.
         results: finished stages, in order.
     """
 
     root: Path
     cache: Path
+    tell: Callable[[str], None] = lambda _: None
     results: list[StageResult] = field(default_factory=list)
 
     def stage(self, name: str, inputs: Mapping[str, Any], work: Callable[[Path], None]) -> StageResult:
@@ -74,6 +76,7 @@ class Workspace:
             shutil.rmtree(final, ignore_errors=True)
             result = StageResult(name, key, final, self._run(name, inputs, final, work), cached=False)
         self.results.append(result)
+        self.tell(f"{name}: " + ("found done" if result.cached else f"done in {result.seconds:.1f} s"))
         return result
 
     def place(self, name: str, inputs: Mapping[str, Any]) -> tuple[str, Path]:
