@@ -5,24 +5,22 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from vlkd_bench.machine import Machine, read_machine
-from vlkd_bench.samples import Sample
-from vlkd_distill.data import DomainDataset
 from vlkd_distill.teacher_names import check_name
 from vlkd_distill.templates import resolve_templates
-from vlkd_runtime.errors import ConfigError, DataError, UnavailableError
+from vlkd_runtime.errors import ConfigError, UnavailableError
 from vlkd_runtime.vectors import ClassVectors
 
 from . import learn, reporting, ship
 from .bundling import Places, write
 from .config import Config
+from .facts import Facts, Images
 from .progress import Live
 from .reporting import Outcome
 from .stages import Workspace, locked
@@ -30,47 +28,6 @@ from .targets import Target, find
 
 LEAST_TRAIN_IMAGES = 32
 NEEDED = ("torch", "timm", "open_clip", "onnx", "onnxscript", "onnxruntime", "jinja2", "matplotlib")
-
-
-@dataclass(frozen=True, slots=True)
-class Images:
-    """Which images which part of the build may see.
-
-    Attributes:
-        train: train images of the source domains: training, calibration, golden samples.
-        test: test images of every domain: accuracies.
-        guarded: every image of the held-out domains: the guard's choice among candidates.
-    """
-
-    train: tuple[Sample, ...]
-    test: tuple[Sample, ...]
-    guarded: tuple[Sample, ...]
-
-    @classmethod
-    def split(cls, dataset: DomainDataset, held_out: Sequence[str]) -> Images:
-        """Divide a data set; an image is never in ``train`` and in another part.
-
-        Raises:
-            DataError: a domain has no test image, or a class no train image, in some source domain.
-        """
-        sources = dataset.sources(held_out)
-        parts = cls(dataset.of(sources, "train"), dataset.of(dataset.domains, "test"), dataset.of(held_out))
-        tested = {sample.domain for sample in parts.test}
-        trained = {(sample.domain, sample.label) for sample in parts.train}
-        problems = [f"no test image in {domain}" for domain in dataset.domains if domain not in tested]
-        problems += [
-            f"no train image in {domain}/{name}"
-            for domain in sources
-            for label, name in enumerate(dataset.classes)
-            if (domain, label) not in trained
-        ]
-        if problems:
-            msg = (
-                f"One image in five, by the hash of its name, is for testing; that leaves {'; '.join(problems[:5])}. "
-                f"Add images to {dataset.root}: some tens a class and domain are the least that says anything."
-            )
-            raise DataError(msg)
-        return parts
 
 
 def build(config: Config, out: Path, cache: Path, console: Console) -> Outcome:
@@ -148,7 +105,7 @@ def _build(config: Config, target: Target, workspace: Workspace, live: Live, con
     }
     reference = tuple(answers[sample.image] for sample in images.guarded)
     compressed = ship.compress(shared, student, reference, images.guarded, usable)
-    facts = reporting.Facts(
+    facts = Facts(
         config=config,
         target=target,
         dataset=dataset,

@@ -8,40 +8,20 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vlkd_bench.samples import Sample
 from vlkd_compress.guard import Trial
 from vlkd_runtime.bundle import Bundle, pack, write_bundle
 from vlkd_runtime.manifest import GoldenTolerance, ManifestDraft, ModelSpec
 
+from .facts import Facts, Written
 from .ship import Shipping, golden, precision
 from .targets import Target
-
-if TYPE_CHECKING:
-    from .reporting import Facts
 
 # Another engine rounds otherwise than ONNX Runtime's CPU provider does. It may be about as far from these
 # outputs as they are from the float graph's, and no further than what a wrong engine would show.
 _MIN_COSINE = {"int8": 0.98, "float16": 0.999}
 _SMALLEST_GAP_SHARE, _LARGEST_GAP_SHARE = 0.005, 0.03
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A finished bundle.
-
-    Attributes:
-        folder: as a folder.
-        archive: as one file.
-        digest: names the bundle as a whole.
-        size_bytes: of all files in the folder.
-    """
-
-    folder: Path
-    archive: Path
-    digest: str
-    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

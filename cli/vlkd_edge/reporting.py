@@ -9,30 +9,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from rich.console import Console
 
 from vlkd_bench.accuracy import summarise
 from vlkd_bench.latency import LatencyStats
-from vlkd_bench.machine import Machine
-from vlkd_bench.predictions import PredictionRow
 from vlkd_bench.report import values
-from vlkd_distill.data import DomainDataset
 from vlkd_runtime.atomic import write_text
-from vlkd_runtime.vectors import ClassVectors
 
-from .bundling import Written
 from .config import Config
-from .ship import Compressed
+from .facts import Facts, Images, Written
 from .stages import Workspace, versions
-from .targets import Target
 
-if TYPE_CHECKING:
-    from .build import Images
-
-DEMO_DATA = "The images are the embedded demo world: scenes drawn by a program, not photographs."
-DEMO_TEACHER = "The teacher is the demo's tiny CLIP, trained on such scenes; it stands in for a real one."
 PACKAGES = ("torch", "timm", "open_clip_torch", "onnx", "onnxruntime", "numpy", "pillow")
 
 
@@ -47,45 +36,6 @@ class Outcome:
 
     exit_code: int
     json_text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a build found out.
-
-    Attributes:
-        config: what was built.
-        target: for which device.
-        dataset: from which images.
-        contract: who saw what, a sentence each.
-        accuracy: predictions on test images of every domain, by role.
-        compressed: the guard's trials.
-        preflight: TensorRT's answer; None when no candidate reached it.
-        machine: where this ran.
-        vectors: the class vectors.
-    """
-
-    config: Config
-    target: Target
-    dataset: DomainDataset
-    contract: tuple[str, ...]
-    accuracy: Mapping[str, Sequence[PredictionRow]]
-    compressed: Compressed
-    preflight: Mapping[str, Any] | None
-    machine: Machine
-    vectors: ClassVectors
-
-    @property
-    def stand_ins(self) -> tuple[str, ...]:
-        """Sentences on what stands in for the real thing."""
-        return stand_ins(self.config)
-
-
-def stand_ins(config: Config) -> tuple[str, ...]:
-    """What in a configuration stands in for the real thing, a sentence each."""
-    data = DEMO_DATA if config.data.root == "demo" else config.data.stand_in
-    teacher = DEMO_TEACHER if config.teacher.model == "demo" else config.teacher.stand_in
-    return tuple(sentence for sentence in (data, teacher) if sentence)
 
 
 def contract(config: Config, sources: Sequence[str], images: Images) -> tuple[str, ...]:

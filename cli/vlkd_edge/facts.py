@@ -1,0 +1,119 @@
+"""What a build knows while it runs: which images are for what, what was found, where the bundle is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlkd_bench.machine import Machine
+from vlkd_bench.predictions import PredictionRow
+from vlkd_bench.samples import Sample
+from vlkd_distill.data import DomainDataset
+from vlkd_runtime.errors import DataError
+from vlkd_runtime.vectors import ClassVectors
+
+from .config import Config
+from .ship import Compressed
+from .targets import Target
+
+DEMO_DATA = "The images are the embedded demo world: scenes drawn by a program, not photographs."
+DEMO_TEACHER = "The teacher is the demo's tiny CLIP, trained on such scenes; it stands in for a real one."
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Which images which part of the build may see.
+
+    Attributes:
+        train: train images of the source domains: training, calibration, golden samples.
+        test: test images of every domain: accuracies.
+        guarded: every image of the held-out domains: the guard's choice among candidates.
+    """
+
+    train: tuple[Sample, ...]
+    test: tuple[Sample, ...]
+    guarded: tuple[Sample, ...]
+
+    @classmethod
+    def split(cls, dataset: DomainDataset, held_out: Sequence[str]) -> Images:
+        """Divide a data set; an image is never in ``train`` and in another part.
+
+        Raises:
+            DataError: a domain has no test image, or a class no train image, in some source domain.
+        """
+        sources = dataset.sources(held_out)
+        parts = cls(dataset.of(sources, "train"), dataset.of(dataset.domains, "test"), dataset.of(held_out))
+        tested = {sample.domain for sample in parts.test}
+        trained = {(sample.domain, sample.label) for sample in parts.train}
+        problems = [f"no test image in {domain}" for domain in dataset.domains if domain not in tested]
+        problems += [
+            f"no train image in {domain}/{name}"
+            for domain in sources
+            for label, name in enumerate(dataset.classes)
+            if (domain, label) not in trained
+        ]
+        if problems:
+            msg = (
+                f"One image in five, by the hash of its name, is for testing; that leaves {'; '.join(problems[:5])}. "
+                f"Add images to {dataset.root}: some tens a class and domain are the least that says anything."
+            )
+            raise DataError(msg)
+        return parts
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a build found out.
+
+    Attributes:
+        config: what was built.
+        target: for which device.
+        dataset: from which images.
+        contract: who saw what, a sentence each.
+        accuracy: predictions on test images of every domain, by role.
+        compressed: the guard's trials.
+        preflight: TensorRT's answer; None when no candidate reached it.
+        machine: where this ran.
+        vectors: the class vectors.
+    """
+
+    config: Config
+    target: Target
+    dataset: DomainDataset
+    contract: tuple[str, ...]
+    accuracy: Mapping[str, Sequence[PredictionRow]]
+    compressed: Compressed
+    preflight: Mapping[str, Any] | None
+    machine: Machine
+    vectors: ClassVectors
+
+    @property
+    def stand_ins(self) -> tuple[str, ...]:
+        """Sentences on what stands in for the real thing."""
+        return stand_ins(self.config)
+
+
+def stand_ins(config: Config) -> tuple[str, ...]:
+    """What in a configuration stands in for the real thing, a sentence each."""
+    data = DEMO_DATA if config.data.root == "demo" else config.data.stand_in
+    teacher = DEMO_TEACHER if config.teacher.model == "demo" else config.teacher.stand_in
+    return tuple(sentence for sentence in (data, teacher) if sentence)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A finished bundle.
+
+    Attributes:
+        folder: as a folder.
+        archive: as one file.
+        digest: names the bundle as a whole.
+        size_bytes: of all files in the folder.
+    """
+
+    folder: Path
+    archive: Path
+    digest: str
+    size_bytes: int
