@@ -111,7 +111,7 @@ def _check_hash(data: bytes, where: str) -> None:
             where,
             f"it does not end in a {COMMENT_PREFIX.decode()} comment, so it is truncated, altered, or no "
             ".vlkd archive",
-            "copy it again, or pack the folder with `vlkd-edge` instead of zip",
+            "copy it again, or pack the folder with `vlkd_runtime.bundle.pack` instead of zip",
         )
     found = hashlib.sha256(body).hexdigest().encode()
     if comment[len(COMMENT_PREFIX) :] != found:
