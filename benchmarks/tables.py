@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -95,7 +96,9 @@ def collect(arguments: argparse.Namespace, cells: Sequence[dict[str, Any]]) -> d
             )
     first = cells[0]
     variables = [f"--var {value.partition('=')[0]}=..." for value in arguments.var]
-    words = ["python benchmarks/tables.py", arguments.name]
+    threads = os.environ.get("OMP_NUM_THREADS")
+    words = [f"OMP_NUM_THREADS={threads}"] if threads else []
+    words += ["python benchmarks/tables.py", arguments.name]
     words += ["--config", shlex.quote(arguments.config)] if arguments.config else []
     words += ["--held-out", *arguments.held_out, "--seeds", *map(str, arguments.seeds), *variables]
     words += [f"--set {shlex.quote(value)}" for value in arguments.settings]
