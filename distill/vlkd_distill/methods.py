@@ -73,10 +73,6 @@ class Method(Protocol):
         """Loss of the head's outputs ``(B, outputs())``: a scalar."""
         ...
 
-    def logits(self, outputs: Tensor) -> Tensor:
-        """Class logits ``(B, C)`` of the head's outputs."""
-        ...
-
 
 class Erm:
     """Plain training: cross-entropy on the source labels, all weights, a fresh linear classifier."""
@@ -99,10 +95,6 @@ class Erm:
         """Cross-entropy with the labels."""
         return losses.cross_entropy(outputs, batch.labels)
 
-    def logits(self, outputs: Tensor) -> Tensor:
-        """The outputs themselves."""
-        return outputs
-
 
 class Vl2vAdip:
     """VL2V-ADiP: align the projection, freeze it and distill into the backbone, predict by class vectors."""
@@ -112,7 +104,6 @@ class Vl2vAdip:
     def __init__(self, settings: Settings, vectors: ClassVectors) -> None:
         self._settings = settings
         self._vectors = torch.from_numpy(vectors.vectors.copy())
-        self._scale = vectors.logit_scale
 
     def outputs(self) -> int:
         """Embedding size D of the teacher."""
@@ -133,10 +124,6 @@ class Vl2vAdip:
         return losses.vl2v(
             outputs, batch.image_target, self._vectors[batch.labels], self._settings.image_weight
         )
-
-    def logits(self, outputs: Tensor) -> Tensor:
-        """Scaled cosines with the class vectors."""
-        return self._scale * (losses.unit(outputs) @ self._vectors.t())
 
 
 METHODS: dict[str, type[Erm] | type[Vl2vAdip]] = {"erm": Erm, "vl2v-adip": Vl2vAdip}

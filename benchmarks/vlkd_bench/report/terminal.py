@@ -99,7 +99,7 @@ def _accuracy(report: BuildReport) -> Table:
     columns = [wording.ROLES[model.key] for model in report.accuracy]
     table = _table(
         "Accuracy by domain",
-        "top-1 with Wilson's 95 % interval; held-out domains were seen by no stage",
+        "top-1 with Wilson's 95 % interval; held-out domains: seen by the guard, never by training",
         "domain",
         *columns,
     )

@@ -93,7 +93,7 @@ class BuildReport:
         teacher: The teacher.
         student: The student.
         method: How it was distilled.
-        held_out: Domains no stage of training, calibration or selection saw.
+        held_out: Domains that training, calibration and the choice of a checkpoint never saw; the guard did.
         stand_ins: Sentences naming what stands in for the real thing; shown wherever numbers are.
         accuracy: Accuracy of the models, teacher first, shipped last.
         guard: The verdict on the shipped model, None if no guard ran.

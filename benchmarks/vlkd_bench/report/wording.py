@@ -21,7 +21,7 @@ ACCURACY_TERMS = {
     "accuracy": "share of images whose first answer is the true class, per domain",
     "interval": "Wilson's 95 % interval; with few images it is wide, and should be",
     "ERM": "the same student trained plainly on the labels, without the teacher",
-    "held out": "domain that no stage of training, calibration or selection saw",
+    "held out": "domain that training, calibration and checkpoint choice never saw; the guard alone did",
     "mean, worst": "plain mean over domains and the lowest domain, so that large domains hide nothing",
     "ECE": "expected calibration error, 15 bins: how far stated probabilities are from the share right",
 }
