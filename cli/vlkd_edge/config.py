@@ -90,13 +90,17 @@ class DistillConfig:
         batch: images a step.
         weight_decay: AdamW's.
         image_weight: lambda of VL2V-ADiP.
+        soft_weight: w of ``kd``, the weight of the teacher's soft labels.
+        soft_temperature: T of ``kd``.
+        text_temperature: tau of ``vlm-ood``.
+        nearest_texts: k of ``vlm-ood``.
         teacher_view: ``same_aug`` or ``clean_cached``.
         batch_norm: ``train`` or ``frozen``.
         precision: ``auto`` or ``float32``; depthwise networks train faster in ``float32`` on a CPU.
         seed: of start weights, batches and views.
     """
 
-    method: Literal["vl2v-adip"] = "vl2v-adip"
+    method: Literal["kd", "vl2v-adip", "vlm-ood"] = "vl2v-adip"
     epochs: int = 2
     lr: float = 2e-4
     align_epochs: int = 30
@@ -104,6 +108,10 @@ class DistillConfig:
     batch: int = 48
     weight_decay: float = 0.01
     image_weight: float = 0.5
+    soft_weight: float = 0.5
+    soft_temperature: float = 2.0
+    text_temperature: float = 0.07
+    nearest_texts: int = 256
     teacher_view: Literal["same_aug", "clean_cached"] = "same_aug"
     batch_norm: Literal["train", "frozen"] = "frozen"
     precision: Literal["auto", "float32"] = "float32"
@@ -236,6 +244,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "distill.batch": (2, 65_536),
     "distill.weight_decay": (0, 10),
     "distill.image_weight": (0, 1),
+    "distill.soft_weight": (0, 1),
+    "distill.soft_temperature": (0.01, 100),
+    "distill.text_temperature": (0.001, 10),
+    "distill.nearest_texts": (1, 1_000_000),
     "distill.seed": (0, 2**32 - 2),
     "compress.calibration_images": (32, 100_000),
     "guard.worst_points": (0, 100),

@@ -28,6 +28,17 @@ if TYPE_CHECKING:
     from vlkd_distill.teachers import Teacher
 
 BASELINE = "erm"
+# Settings that plain training does not look at.
+_ONLY_TAUGHT = (
+    "align_epochs",
+    "align_lr",
+    "image_weight",
+    "nearest_texts",
+    "soft_temperature",
+    "soft_weight",
+    "teacher_view",
+    "text_temperature",
+)
 PARITY_IMAGES = 16
 PARITY_LOGIT_GAP = 1e-2
 PARITY_COSINE = 0.9999
@@ -242,7 +253,8 @@ def train(
         how = methods.create(settings, stored)
         images = pixels.PixelStore.open(store.folder, samples)
         cached = None
-        if how.needs_teacher and (settings.teacher_view == "clean_cached" or settings.align_epochs > 0):
+        clean = any(stage.cached_features and stage.epochs > 0 for stage in how.stages())
+        if how.needs_teacher and (clean or settings.teacher_view == "clean_cached"):
             with learning.live.task("asking the teacher", len(images.samples)) as advance:
                 cache = learning.workspace.cache / "embeddings"
                 cached = embeddings.embed(learning.teacher(), images.samples, cache, advance)
@@ -260,7 +272,7 @@ def train(
 
     used = dataclasses.asdict(settings)
     if method == BASELINE:  # plain training must not be repeated because the teacher changed
-        for name in ("align_epochs", "align_lr", "image_weight", "teacher_view"):
+        for name in _ONLY_TAUGHT:
             del used[name]
     inputs = {
         "settings": used,
@@ -295,7 +307,9 @@ def export(
         )  # every weight is overwritten below
         student = students.create(spec, how.outputs())
         checkpoints.load_weights(trained.folder / "student.safetensors", student)
-        network = students.Deployable(student, students.FusedHead(stored) if how.needs_teacher else None)
+        network = students.Deployable(
+            student, students.FusedHead(stored) if how.predicts_by_vectors else None
+        )
         with learning.live.task(f"exporting {method}", None):
             graph.export(network, learning.spec.height, folder / "model.onnx")
             images = pixels.PixelStore.open(store.folder, samples).pixels

@@ -5,10 +5,14 @@ Letters used in shapes: B batch, C classes, D embedding size.
 References:
     VL2V: Addepalli et al., "Leveraging Vision-Language Models for Improving Domain Generalization in
     Image Classification", CVPR 2024.
+    KD: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2.
+    VLM-OOD: Li et al., "Distilling Large Vision-Language Model with Out-of-Distribution Generalizability",
+    ICCV 2023.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -51,3 +55,92 @@ def vl2v(projected: Tensor, image_target: Tensor, text_target: Tensor, image_wei
     image_cosine = (p * unit(image_target)).sum(-1)
     text_cosine = (p * unit(text_target)).sum(-1)
     return -(image_weight * image_cosine + (1.0 - image_weight) * text_cosine).mean()
+
+
+def soft_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """``T^2 KL(softmax(teacher / T) || softmax(student / T))``, averaged over the batch.
+
+    The mean is over samples, never over samples and classes, and T^2 keeps the gradient's size the same
+    for every temperature.
+
+    Args:
+        student: logits ``(B, C)``.
+        teacher: logits ``(B, C)``; takes no gradient.
+        temperature: T, above 0.
+
+    References:
+        KD, section 2.
+    """
+    own = F.log_softmax(student.float() / temperature, dim=-1)
+    goal = F.log_softmax(teacher.detach().float() / temperature, dim=-1)
+    return temperature**2 * F.kl_div(own, goal, reduction="batchmean", log_target=True)
+
+
+def knowledge_distillation(
+    student: Tensor, teacher: Tensor, labels: Tensor, weight: float, temperature: float
+) -> Tensor:
+    """``(1 - w) CE(student, labels) + w T^2 KL(teacher || student)``: naive distillation done right.
+
+    Args:
+        student: logits ``(B, C)``.
+        teacher: logits ``(B, C)``.
+        labels: ``(B,)`` int64.
+        weight: w, 0 to 1.
+        temperature: T.
+    """
+    soft = soft_divergence(student, teacher, temperature)
+    return (1.0 - weight) * cross_entropy(student, labels) + weight * soft
+
+
+def unit_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared distance of unit vectors, summed over dimensions: ``2 - 2 cos``.
+
+    Args:
+        student: ``(B, D)``, any length.
+        teacher: ``(B, D)``, any length.
+
+    References:
+        VLM-OOD, L_mse.
+    """
+    return (unit(student) - unit(teacher)).square().sum(-1).mean()
+
+
+def image_contrast(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """InfoNCE in both directions between the student's and the teacher's embeddings of the same images.
+
+    Every other image of the batch is a negative, those of the same class too.
+
+    Args:
+        student: ``(B, D)``, any length.
+        teacher: ``(B, D)``, any length.
+        temperature: tau.
+
+    References:
+        VLM-OOD, L_im-cst.
+    """
+    similarity = unit(student) @ unit(teacher).t() / temperature
+    own = torch.arange(len(similarity), device=similarity.device)
+    return (F.cross_entropy(similarity, own) + F.cross_entropy(similarity.t(), own)) / 2.0
+
+
+def language_proximity(student: Tensor, teacher: Tensor, labels: Tensor, nearest: int) -> Tensor:
+    """KL on the teacher's nearest class texts, over the samples that the teacher gets right.
+
+    Both softmaxes run over the teacher's ``nearest`` classes only. Zero where the teacher is right on none.
+
+    Args:
+        student: logits ``(B, C)``, already divided by the temperature.
+        teacher: likewise; takes no gradient.
+        labels: ``(B,)`` int64.
+        nearest: k; all classes where there are fewer.
+
+    References:
+        VLM-OOD, L_vlprox.
+    """
+    goal = teacher.detach().float()
+    right = goal.argmax(-1) == labels
+    top = goal.topk(min(nearest, goal.shape[-1]), dim=-1).indices
+    wanted = F.log_softmax(goal.gather(-1, top), dim=-1)
+    own = F.log_softmax(student.float().gather(-1, top), dim=-1)
+    each = (wanted.exp() * (wanted - own)).sum(-1)
+    return (each * right).sum() / right.sum().clamp(min=1)

@@ -5,6 +5,9 @@ Letters used in shapes: B batch, C classes, D embedding size.
 References:
     VL2V-ADiP: Addepalli et al., "Leveraging Vision-Language Models for Improving Domain Generalization in
     Image Classification", CVPR 2024.
+    KD: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
+    VLM-OOD: Li et al., "Distilling Large Vision-Language Model with Out-of-Distribution Generalizability",
+    ICCV 2023.
 """
 
 from __future__ import annotations
@@ -57,9 +60,16 @@ class Batch:
 
 
 class Method(Protocol):
-    """A way to train a student."""
+    """A way to train a student.
+
+    Attributes:
+        needs_teacher: whether the loss looks at the teacher's embeddings of the training images.
+        predicts_by_vectors: whether the head ends in the teacher's space and the class vectors classify;
+            otherwise the head gives the logits itself.
+    """
 
     needs_teacher: bool
+    predicts_by_vectors: bool
 
     def outputs(self) -> int:
         """Width of the student's head."""
@@ -78,6 +88,7 @@ class Erm:
     """Plain training: cross-entropy on the source labels, all weights, a fresh linear classifier."""
 
     needs_teacher = False
+    predicts_by_vectors = False
 
     def __init__(self, settings: Settings, vectors: ClassVectors) -> None:
         self._settings = settings
@@ -96,10 +107,73 @@ class Erm:
         return losses.cross_entropy(outputs, batch.labels)
 
 
+class Kd:
+    """Naive distillation done right: labels and the teacher's soft labels, a fresh linear classifier."""
+
+    needs_teacher = True
+    predicts_by_vectors = False
+
+    def __init__(self, settings: Settings, vectors: ClassVectors) -> None:
+        self._settings = settings
+        self._vectors = torch.from_numpy(vectors.vectors.copy())
+        self._scale = vectors.logit_scale
+
+    def outputs(self) -> int:
+        """Class count C."""
+        return len(self._vectors)
+
+    def stages(self) -> tuple[Stage, ...]:
+        """One stage that trains everything."""
+        return (Stage("train", "all", False, self._settings.epochs, self._settings.lr),)
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """`losses.knowledge_distillation` from the teacher's zero-shot logits."""
+        teacher = self._scale * losses.unit(_target(batch)) @ self._vectors.t()
+        how = self._settings
+        return losses.knowledge_distillation(
+            outputs, teacher, batch.labels, how.soft_weight, how.soft_temperature
+        )
+
+
+class VlmOod:
+    """VLM-OOD: imitate the teacher's visual space and keep its order of class texts, for unseen classes.
+
+    Projection and backbone train together from the start; the four losses have weight one each.
+    """
+
+    needs_teacher = True
+    predicts_by_vectors = True
+
+    def __init__(self, settings: Settings, vectors: ClassVectors) -> None:
+        self._settings = settings
+        self._vectors = torch.from_numpy(vectors.vectors.copy())
+
+    def outputs(self) -> int:
+        """Embedding size D of the teacher."""
+        return int(self._vectors.shape[1])
+
+    def stages(self) -> tuple[Stage, ...]:
+        """One stage that trains everything."""
+        return (Stage("train", "all", False, self._settings.epochs, self._settings.lr),)
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """L_cls + L_mse + L_im-cst + L_vlprox, all similarities divided by ``text_temperature``."""
+        image, how = _target(batch), self._settings
+        student = losses.unit(outputs) @ self._vectors.t() / how.text_temperature
+        teacher = losses.unit(image) @ self._vectors.t() / how.text_temperature
+        return (
+            losses.cross_entropy(student, batch.labels)
+            + losses.unit_distance(outputs, image)
+            + losses.image_contrast(outputs, image, how.text_temperature)
+            + losses.language_proximity(student, teacher, batch.labels, how.nearest_texts)
+        )
+
+
 class Vl2vAdip:
     """VL2V-ADiP: align the projection, freeze it and distill into the backbone, predict by class vectors."""
 
     needs_teacher = True
+    predicts_by_vectors = True
 
     def __init__(self, settings: Settings, vectors: ClassVectors) -> None:
         self._settings = settings
@@ -118,15 +192,23 @@ class Vl2vAdip:
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """`losses.vl2v` with the teacher's image embeddings and the labels' class vectors."""
-        if batch.image_target is None:
-            msg = "vl2v-adip was given a batch without teacher embeddings."
-            raise RuntimeError(msg)
-        return losses.vl2v(
-            outputs, batch.image_target, self._vectors[batch.labels], self._settings.image_weight
-        )
+        classes = self._vectors[batch.labels]
+        return losses.vl2v(outputs, _target(batch), classes, self._settings.image_weight)
 
 
-METHODS: dict[str, type[Erm] | type[Vl2vAdip]] = {"erm": Erm, "vl2v-adip": Vl2vAdip}
+def _target(batch: Batch) -> Tensor:
+    if batch.image_target is None:
+        msg = "A method that learns from the teacher was given a batch without its embeddings."
+        raise RuntimeError(msg)
+    return batch.image_target
+
+
+METHODS: dict[str, type[Erm | Kd | Vl2vAdip | VlmOod]] = {
+    "erm": Erm,
+    "kd": Kd,
+    "vl2v-adip": Vl2vAdip,
+    "vlm-ood": VlmOod,
+}
 
 
 def create(settings: Settings, vectors: ClassVectors) -> Method:

@@ -23,6 +23,10 @@ class Settings:
         batch: images a step, drawn evenly from the source domains.
         weight_decay: AdamW's.
         image_weight: lambda of VL2V-ADiP, the weight of the teacher's image embedding.
+        soft_weight: w of naive distillation, the weight of the teacher's soft labels.
+        soft_temperature: T of naive distillation.
+        text_temperature: tau of vlm-ood's similarities.
+        nearest_texts: k of vlm-ood's proximity term: how many class texts nearest to the teacher it compares.
         teacher_view: ``same_aug`` embeds the very view the student sees (the paper); ``clean_cached``
             embeds each image once.
         batch_norm: ``frozen`` keeps the statistics of the start weights (the paper).
@@ -39,6 +43,10 @@ class Settings:
     batch: int
     weight_decay: float
     image_weight: float
+    soft_weight: float
+    soft_temperature: float
+    text_temperature: float
+    nearest_texts: int
     teacher_view: TeacherView
     batch_norm: Literal["train", "frozen"]
     precision: Literal["auto", "float32"]

@@ -1,0 +1,103 @@
+"""Methods: which losses they are made of, and who classifies."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from vlkd_distill import losses, methods
+from vlkd_distill.specs import Settings
+from vlkd_runtime.vectors import ClassVectors
+
+SETTINGS = Settings(
+    method="erm",
+    epochs=1,
+    lr=1e-3,
+    align_epochs=1,
+    align_lr=1e-3,
+    batch=6,
+    weight_decay=0.0,
+    image_weight=0.3,
+    soft_weight=0.4,
+    soft_temperature=2.0,
+    text_temperature=0.1,
+    nearest_texts=2,
+    teacher_view="clean_cached",
+    batch_norm="train",
+    precision="float32",
+    seed=0,
+)
+LABELS = torch.tensor([0, 1, 2, 0])
+
+
+@pytest.fixture
+def vectors() -> ClassVectors:
+    rows = np.random.default_rng(1).standard_normal((3, 8))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return ClassVectors(("a", "b", "c"), rows.astype(np.float32), ((), (), ()), (), "test", "0" * 64, 10.0)
+
+
+def created(name: str, vectors: ClassVectors, **changes: float) -> methods.Method:
+    return methods.create(dataclasses.replace(SETTINGS, method=name, **changes), vectors)
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs", "stages", "by_vectors"),
+    [
+        ("erm", 3, [("train", "all")], False),
+        ("kd", 3, [("train", "all")], False),
+        ("vl2v-adip", 8, [("align", "head"), ("distill", "backbone")], True),
+        ("vlm-ood", 8, [("train", "all")], True),
+    ],
+)
+def test_a_method_says_what_trains_and_who_classifies(
+    name: str, outputs: int, stages: list[tuple[str, str]], by_vectors: bool, vectors: ClassVectors
+) -> None:
+    method = created(name, vectors)
+    assert method.outputs() == outputs
+    assert [(stage.name, stage.trains) for stage in method.stages()] == stages
+    assert method.predicts_by_vectors is by_vectors
+    assert method.needs_teacher is (name != "erm")
+
+
+def test_every_method_is_looked_at_here() -> None:
+    assert set(methods.METHODS) == {"erm", "kd", "vl2v-adip", "vlm-ood"}
+
+
+def test_kd_takes_the_teachers_scaled_cosines_as_its_logits(vectors: ClassVectors) -> None:
+    outputs, image = randn(4, 3), randn(4, 8, seed=1)
+    teacher = 10.0 * torch.nn.functional.cosine_similarity(
+        image[:, None], torch.from_numpy(vectors.vectors.copy())[None], dim=-1
+    )
+    expected = losses.knowledge_distillation(outputs, teacher, LABELS, 0.4, 2.0)
+    found = created("kd", vectors).loss(outputs, methods.Batch(LABELS, image))
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_vlm_ood_is_the_sum_of_its_four_losses(vectors: ClassVectors) -> None:
+    outputs, image = 5 * randn(4, 8), 3 * randn(4, 8, seed=1)
+    texts = torch.from_numpy(vectors.vectors.copy())
+    student = torch.nn.functional.cosine_similarity(outputs[:, None], texts[None], dim=-1) / 0.1
+    teacher = torch.nn.functional.cosine_similarity(image[:, None], texts[None], dim=-1) / 0.1
+    parts = [
+        losses.cross_entropy(student, LABELS),
+        losses.unit_distance(outputs, image),
+        losses.image_contrast(outputs, image, 0.1),
+        losses.language_proximity(student, teacher, LABELS, 2),
+    ]
+    found = created("vlm-ood", vectors).loss(outputs, methods.Batch(LABELS, image))
+    assert found.item() == pytest.approx(sum(part.item() for part in parts), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["kd", "vl2v-adip", "vlm-ood"])
+def test_a_batch_without_the_teacher_is_refused(name: str, vectors: ClassVectors) -> None:
+    method = created(name, vectors)
+    with pytest.raises(RuntimeError, match="without its embeddings"):
+        method.loss(randn(4, method.outputs()), methods.Batch(LABELS, None))
