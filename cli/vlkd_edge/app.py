@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 app = typer.Typer(
     name="vlkd-edge",
@@ -18,6 +19,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+class BundleByDefault(TyperGroup):
+    """``bench BUNDLE`` means ``bench bundle BUNDLE``, whatever is no benchmark's own name."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the default's name in front of what names no benchmark."""
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = ["bundle", *args]
+        return super().parse_args(ctx, args)
+
+
+bench_app = typer.Typer(
+    cls=BundleByDefault,
+    help="Measure: a bundle's latency on this machine ('bench BUNDLE'), or whole methods ('bench dg').",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+app.add_typer(bench_app, name="bench")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder or .vlkd archive.")]
@@ -129,7 +149,7 @@ def _print_answers(answers: list[dict[str, Any]]) -> None:
         out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command()
+@bench_app.command("bundle")
 def bench(
     bundle: BundlePath,
     samples: Annotated[int, typer.Option(min=10, help="Timed calls; a p99 needs 1000.")] = 1000,
@@ -151,6 +171,51 @@ def bench(
         print(json.dumps(result))
     else:
         _stdout().print(render(result), markup=False, highlight=False)
+
+
+@bench_app.command("dg")
+def bench_dg(
+    dataset: Annotated[
+        str | None, typer.Option(help="Folder laid out as <domain>/<class>/<image>, or 'demo'.")
+    ] = None,
+    methods: Annotated[str, typer.Option(help="Methods, with commas between them.")] = "erm,kd,vl2v-adip",
+    held_out: Annotated[str, typer.Option(help="Domains to leave out, one at a time, or 'all'.")] = "all",
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas between them.")] = "0",
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="vlkd.toml or a recipe; the demo's if absent.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")] = Path("vlkd-out/dg"),
+    cache: Annotated[Path | None, typer.Option(help="Where teacher embeddings are kept.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the table's files in the output folder.")] = "table",
+    var: Annotated[list[str] | None, typer.Option(help="name=value: override a variable of [vars].")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value: override any setting.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Leave one domain out at a time: train, export and measure every method, beside the teacher.
+
+    Writes NAME.json, NAME.md and NAME.png; an interrupted table goes on where it was.
+    """
+    from . import config as configuration
+    from .leaveout import command_line, leave_one_out, parse_plan, write
+
+    plan = parse_plan(methods, held_out, seeds)
+    settings = [*(setting or []), *([f"data.root={dataset}"] if dataset is not None else [])]
+    loaded = configuration.load(config, var or [], settings)
+    try:
+        words = command_line(plan, config, var or [], setting or [], dataset)
+        table = leave_one_out(loaded, plan, out, cache or out / "cache", _stderr(), words)
+    except KeyboardInterrupt:
+        print("Interrupted. What is finished is kept; the same command goes on.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    write(table, out, name)
+    if as_json:
+        print(json.dumps(table.as_json()))
+    else:
+        from rich.markdown import Markdown
+
+        _stdout().print(Markdown(table.markdown()))
 
 
 @app.command()

@@ -121,18 +121,27 @@ def scan(config: Config) -> domain_data.DomainDataset:
     return domain_data.scan(Path(data.root), domains=data.domains, classes=data.classes)
 
 
+def domains(config: Config) -> tuple[str, ...]:
+    """The domains of the configured data.
+
+    Raises:
+        DataError: as `scan`.
+    """
+    if config.data.root != "demo":
+        return scan(config).domains
+    from vlkd_distill.demo.scene import STYLES
+
+    return tuple(config.data.domains or STYLES)
+
+
 def check_domains(config: Config) -> None:
     """Refuse held-out domains that do not exist, before anything is rendered or decoded.
 
     Raises:
         UsageError: as `scan`, or a domain is unknown.
     """
-    if config.data.root == "demo":
-        from vlkd_distill.demo.scene import STYLES
-
-        domain_data.source_domains(STYLES, config.data.held_out, "the demo world")
-    else:
-        scan(config).sources(config.data.held_out)
+    where = "the demo world" if config.data.root == "demo" else config.data.root
+    domain_data.source_domains(domains(config), config.data.held_out, where)
 
 
 def dataset(learning: Learning) -> domain_data.DomainDataset:

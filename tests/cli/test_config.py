@@ -62,7 +62,9 @@ def test_values_variables_and_overrides(tmp_path: Path) -> None:
         pytest.param("[distill]\nepochs = 0", ["distill.epochs: expected 1 to 100000, found 0"], id="range"),
         pytest.param(
             "[distill]\nmethod = 'vl2v'",
-            ["distill.method: expected one of 'kd', 'vl2v-adip', 'vlm-ood', found 'vl2v'. Did you mean 'vl2v-adip'?"],
+            [
+                "distill.method: expected one of 'kd', 'vl2v-adip', 'vlm-ood', found 'vl2v'. Did you mean 'vl2v-adip'?"
+            ],
             id="choice",
         ),
         pytest.param("data = 3", ["data: expected a section, found 3"], id="section"),
