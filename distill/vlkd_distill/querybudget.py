@@ -1,0 +1,221 @@
+"""Counts what a teacher is asked, keeps every answer, and stops before more is asked than is paid for.
+
+Letters used in shapes: N images or texts, D embedding size, H and W pixels.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from torch import Tensor
+
+from vlkd_runtime.atomic import write_bytes, write_text
+from vlkd_runtime.errors import ConfigError, DataError, UnavailableError
+from vlkd_runtime.strictjson import Fields, JsonProblems, parse
+from vlkd_runtime.tensorfile import read_tensors, write_tensors
+
+from .teachers import Teacher
+
+FloatArray = npt.NDArray[np.float32]
+Item = TypeVar("Item")
+
+_FORMAT = "vlkd-queries/1"
+_PROBE = "a photo"
+_MOST = 10**15
+
+
+@dataclass(frozen=True, slots=True)
+class QueryReport:
+    """What a teacher was asked, for the record.
+
+    Attributes:
+        images: images and views asked about, in all runs that share the ledger.
+        texts: texts asked about.
+        from_cache: questions that this run answered from what was kept.
+        budget: how many questions may be asked in all; None for any number.
+        left: how many still may; None for any number.
+    """
+
+    images: int
+    texts: int
+    from_cache: int
+    budget: int | None
+    left: int | None
+
+
+class BudgetedTeacher:
+    """Any teacher, asked for nothing twice and for no more than the budget.
+
+    Answers are kept one by one, images by their pixels and texts by their letters, as soon as they come;
+    views differ every time and are only counted. A question counts before it is asked: one that fails may
+    have been billed all the same. The ledger and the answers belong to the teacher's fingerprint; one
+    process at a time may use them.
+    """
+
+    def __init__(self, teacher: Teacher, budget: int | None, folder: Path) -> None:
+        """Wrap a teacher.
+
+        Args:
+            teacher: who is asked; its ``dim`` is not looked at, as finding it may cost a question.
+            budget: how many images and texts may be asked in all runs together; None only counts.
+            folder: where ledger and answers lie.
+
+        Raises:
+            ConfigError: the budget is below 0.
+            DataError: the ledger or an answer is damaged.
+        """
+        if budget is not None and (type(budget) is not int or budget < 0):
+            msg = (
+                f"teacher.query_budget: expected 0 or more questions, or none for no limit, found {budget!r}."
+            )
+            raise ConfigError(msg)
+        self.name, self.fingerprint = teacher.name, teacher.fingerprint
+        self.logit_scale = teacher.logit_scale
+        self._teacher, self._budget = teacher, budget
+        self.folder = folder / hashlib.sha256(teacher.fingerprint.encode()).hexdigest()[:32]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._ledger = self.folder / "queries.json"
+        self._asked = _read_ledger(self._ledger)
+        self._answers = _read_answers(self.folder)
+        self._from_cache = 0
+
+    @functools.cached_property
+    def dim(self) -> int:
+        """Embedding size D, from any answer kept; without one it costs a text."""
+        for row in self._answers.values():
+            return len(row)
+        return int(self.embed_texts([_PROBE]).shape[1])
+
+    def embed_images(self, images: Sequence[Image.Image]) -> FloatArray:
+        """Embed RGB images, asking only about those never asked about: unit rows ``(N, D)``.
+
+        Raises:
+            UnavailableError: the budget does not cover the new ones; none of them was asked about.
+        """
+        return self._embed("images", images, _image_key, self._teacher.embed_images)
+
+    def embed_texts(self, texts: Sequence[str]) -> FloatArray:
+        """Embed texts, asking only about those never asked about: unit rows ``(N, D)``.
+
+        Raises:
+            UnavailableError: as `embed_images`.
+        """
+        return self._embed("texts", texts, _text_key, self._teacher.embed_texts)
+
+    def embed_views(self, views: Tensor) -> Tensor:
+        """Embed augmented views ``(N, 3, H, W)``, each counted as an image: unit rows ``(N, D)``.
+
+        Raises:
+            UnavailableError: as `embed_images`.
+        """
+        self._charge("images", len(views))
+        return self._teacher.embed_views(views)
+
+    def report(self) -> QueryReport:
+        """What was asked so far."""
+        images, texts = self._asked["images"], self._asked["texts"]
+        left = None if self._budget is None else max(0, self._budget - images - texts)
+        return QueryReport(images, texts, self._from_cache, self._budget, left)
+
+    def _embed(
+        self,
+        kind: str,
+        items: Sequence[Item],
+        key_of: Callable[[Item], bytes],
+        ask: Callable[[Sequence[Item]], FloatArray],
+    ) -> FloatArray:
+        keys = [key_of(item) for item in items]
+        new = {key: item for key, item in zip(keys, items, strict=True) if key not in self._answers}
+        if new:
+            self._charge(kind, len(new))
+            rows = np.asarray(ask(list(new.values())), np.float32)
+            if rows.ndim != 2 or len(rows) != len(new):
+                msg = (
+                    f"The teacher '{self.name}' was asked about {len(new)} {kind}: expected rows ({len(new)}, D), "
+                    f"found {rows.shape}; correct its interface."
+                )
+                raise DataError(msg)
+            fresh = dict(zip(new, rows, strict=True))
+            self._keep({key: row for key, row in fresh.items() if np.isfinite(row).all()})
+        else:
+            fresh = {}
+        self._from_cache += len(items) - len(new)
+        found = [self._answers[key] if key in self._answers else fresh[key] for key in keys]
+        return np.stack(found) if found else np.zeros((0, self.dim), np.float32)
+
+    def _charge(self, kind: str, count: int) -> None:
+        asked = self._asked["images"] + self._asked["texts"]
+        if self._budget is not None and asked + count > self._budget:
+            msg = (
+                f"The teacher '{self.name}' would be asked about {count} more {kind}, but {asked} of the "
+                f"{self._budget} questions of its budget are spent ({self._asked['images']} images, "
+                f"{self._asked['texts']} texts) and {max(0, self._budget - asked)} are left. Nothing was asked; all "
+                f"answers so far are kept in {self.folder}. Raise teacher.query_budget and run again, use fewer "
+                'images, or set distill.teacher_view = "clean_cached", which asks once about each image.'
+            )
+            raise UnavailableError(msg)
+        self._asked[kind] += count
+        write_text(self._ledger, json.dumps({"format": _FORMAT, "teacher": self.name} | self._asked))
+
+    def _keep(self, rows: dict[bytes, FloatArray]) -> None:
+        if not rows:
+            return
+        keys = np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), 32)
+        data = write_tensors({"key": keys, "embedding": np.stack(list(rows.values()))}, {})
+        write_bytes(self.folder / f"{hashlib.sha256(data).hexdigest()[:32]}.safetensors", data)
+        self._answers |= rows
+
+
+def _image_key(image: Image.Image) -> bytes:
+    pixels = image.convert("RGB")
+    return hashlib.sha256(f"image {pixels.size} ".encode() + pixels.tobytes()).digest()
+
+
+def _text_key(text: str) -> bytes:
+    return hashlib.sha256(f"text {text}".encode()).digest()
+
+
+def _read_ledger(path: Path) -> dict[str, int]:
+    if not path.exists():
+        return {"images": 0, "texts": 0}
+    problems: list[str] = []
+    try:
+        fields = Fields(parse(path.read_bytes()), "", problems)
+    except JsonProblems as error:
+        problems.append(str(error))
+        fields = Fields({}, "", [])
+    counts = {kind: fields.integer(kind, 0, _MOST) for kind in ("images", "texts")}
+    if problems:
+        msg = (
+            f"{path}: expected the count of questions asked, found {'; '.join(problems)}. Without it the budget "
+            'cannot be kept: restore it, or write {"images": 0, "texts": 0} with the numbers of your bill.'
+        )
+        raise DataError(msg)
+    return counts
+
+
+def _read_answers(folder: Path) -> dict[bytes, FloatArray]:
+    answers: dict[bytes, FloatArray] = {}
+    size: int | None = None
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors, _ = read_tensors(path.read_bytes(), where=str(path))
+        keys, rows = tensors.get("key"), tensors.get("embedding")
+        whole = keys is not None and rows is not None and rows.dtype == np.float32 and rows.ndim == 2
+        if not whole or keys is None or rows is None or keys.shape != (len(rows), 32):
+            msg = f"{path}: expected answers of a teacher; remove the file, and they are asked (and paid) again."
+            raise DataError(msg)
+        if size not in (None, rows.shape[1]):
+            msg = f"{path}: expected embeddings of size {size} as in the files beside it, found {rows.shape[1]}."
+            raise DataError(msg)
+        size = rows.shape[1]
+        answers |= {key.tobytes(): row for key, row in zip(keys, rows, strict=True)}
+    return answers

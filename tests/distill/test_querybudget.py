@@ -1,0 +1,199 @@
+"""The query budget: nothing asked twice, nothing asked beyond it, nothing lost, and counted over several runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vlkd_bench.samples import Sample
+from vlkd_distill import embeddings
+from vlkd_distill.querybudget import BudgetedTeacher, QueryReport
+from vlkd_runtime.errors import ConfigError, DataError, UnavailableError
+
+
+class Vendor:
+    """Embeds by hashes; keeps everything it was asked; must never be asked for its size."""
+
+    name = "vendor"
+    logit_scale = 7.0
+
+    def __init__(self, fingerprint: str = "v1") -> None:
+        self.fingerprint = fingerprint
+        self.images: list[bytes] = []
+        self.texts: list[str] = []
+        self.views = 0
+
+    @property
+    def dim(self) -> int:
+        raise AssertionError("finding the size may cost a question")
+
+    def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+        self.images += [image.tobytes() for image in images]
+        return self._rows([image.tobytes() for image in images])
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        self.texts += texts
+        return self._rows([text.encode() for text in texts])
+
+    def embed_views(self, views: torch.Tensor) -> torch.Tensor:
+        self.views += len(views)
+        return torch.ones(len(views), 4) / 2
+
+    def _rows(self, contents: Sequence[bytes]) -> np.ndarray:
+        rows = np.array([list(hashlib.sha256(content).digest()[:4]) for content in contents], np.float32) + 1
+        unit: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return unit
+
+
+def picture(index: int) -> Image.Image:
+    return Image.new("RGB", (3, 2), (index, 2 * index, 5))
+
+
+def test_no_question_is_asked_twice(tmp_path: Path) -> None:
+    vendor = Vendor()
+    teacher = BudgetedTeacher(vendor, 9, tmp_path)
+    first = teacher.embed_images([picture(1), picture(2), picture(1)])
+    again = teacher.embed_images([picture(2), picture(3), picture(1)])
+    np.testing.assert_array_equal(first, Vendor().embed_images([picture(1), picture(2), picture(1)]))
+    np.testing.assert_array_equal(again, Vendor().embed_images([picture(2), picture(3), picture(1)]))
+    assert len(vendor.images) == 3
+    texts = teacher.embed_texts(["a", "b", "a"])
+    np.testing.assert_array_equal(teacher.embed_texts(["a", "b", "a"]), texts)
+    assert vendor.texts == ["a", "b"] and teacher.dim == 4
+    assert teacher.report() == QueryReport(images=3, texts=2, from_cache=7, budget=9, left=4)
+
+
+def test_the_next_run_goes_on_counting_and_knowing(tmp_path: Path) -> None:
+    BudgetedTeacher(Vendor(), 5, tmp_path).embed_images([picture(1), picture(2)])
+    vendor = Vendor()
+    teacher = BudgetedTeacher(vendor, 5, tmp_path)
+    teacher.embed_images([picture(2), picture(3)])
+    assert len(vendor.images) == 1 and teacher.report().left == 2 and teacher.dim == 4
+    other = BudgetedTeacher(Vendor("v2"), 5, tmp_path)
+    assert other.report().left == 5  # another teacher has a bill of its own
+    assert BudgetedTeacher(Vendor(), None, tmp_path).report() == QueryReport(3, 0, 0, None, None)
+
+
+def test_beyond_the_budget_nothing_is_asked_and_nothing_lost(tmp_path: Path) -> None:
+    vendor = Vendor()
+    teacher = BudgetedTeacher(vendor, 4, tmp_path)
+    teacher.embed_images([picture(1), picture(2)])
+    teacher.embed_texts(["a"])
+    message = (
+        r"about 2 more images, but 3 of the 4 questions .* \(2 images, 1 texts\) and 1 are left. Nothing was"
+    )
+    with pytest.raises(UnavailableError, match=message):
+        teacher.embed_images([picture(1), picture(3), picture(4)])
+    with pytest.raises(UnavailableError, match=r"Raise teacher\.query_budget"):
+        teacher.embed_views(torch.zeros(2, 3, 8, 8))
+    assert (len(vendor.images), vendor.views) == (2, 0)
+    assert teacher.embed_images([picture(2)]).shape == (1, 4)  # what is known costs nothing
+    assert teacher.embed_images([picture(3)]).shape == (1, 4)  # and the last one is still there
+    with pytest.raises(UnavailableError):
+        teacher.embed_texts(["b"])
+    assert BudgetedTeacher(vendor, 5, tmp_path).embed_texts(["b"]).shape == (1, 4)
+
+
+def test_views_count_and_are_not_kept(tmp_path: Path) -> None:
+    vendor = Vendor()
+    teacher = BudgetedTeacher(vendor, None, tmp_path)
+    for _ in range(2):
+        assert teacher.embed_views(torch.zeros(3, 3, 8, 8)).shape == (3, 4)
+    assert vendor.views == 6 and teacher.report().images == 6
+
+
+def test_a_question_that_failed_counts(tmp_path: Path) -> None:
+    class Broken(Vendor):
+        def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+            raise UnavailableError("down")
+
+    with pytest.raises(UnavailableError, match="down"):
+        BudgetedTeacher(Broken(), 5, tmp_path).embed_texts(["a", "b"])
+    assert BudgetedTeacher(Vendor(), 5, tmp_path).report().texts == 2
+
+
+def test_an_answer_that_is_not_finite_is_given_but_not_kept(tmp_path: Path) -> None:
+    class Odd(Vendor):
+        def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+            rows = super().embed_images(images)
+            rows[0] = np.nan
+            return rows
+
+    teacher = BudgetedTeacher(Odd(), None, tmp_path)
+    assert np.isnan(teacher.embed_images([picture(1), picture(2)])).any(axis=1).tolist() == [True, False]
+    vendor = Vendor()
+    assert np.isfinite(BudgetedTeacher(vendor, None, tmp_path).embed_images([picture(1), picture(2)])).all()
+    assert len(vendor.images) == 1
+
+
+def test_the_size_costs_one_text_where_nothing_is_known(tmp_path: Path) -> None:
+    vendor = Vendor()
+    assert BudgetedTeacher(vendor, 1, tmp_path).dim == 4
+    assert BudgetedTeacher(vendor, 1, tmp_path).dim == 4
+    assert vendor.texts == ["a photo"]
+
+
+def test_an_embedding_run_that_hits_the_budget_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    samples = []
+    for index in range(80):
+        path = tmp_path / f"{index}.png"
+        picture(index).save(path)
+        samples.append(Sample(path, f"d/c/{index}.png", "d", 0))
+    vendor = Vendor()
+    with pytest.raises(UnavailableError, match="16 more images, but 65 of the 70"):
+        embeddings.embed(BudgetedTeacher(vendor, 70, tmp_path / "q"), samples, tmp_path / "shards")
+    rows = embeddings.embed(BudgetedTeacher(vendor, 90, tmp_path / "q"), samples, tmp_path / "shards")
+    assert len(vendor.images) == len(set(vendor.images)) == 80 and vendor.texts == ["a photo"]
+    np.testing.assert_array_equal(rows, Vendor().embed_images([picture(index) for index in range(80)]))
+
+
+def cut_answers(folder: Path) -> None:
+    path = next(folder.glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def spoil_ledger(folder: Path) -> None:
+    (folder / "queries.json").write_text(json.dumps({"images": -1, "texts": 0}))
+
+
+def empty_ledger(folder: Path) -> None:
+    (folder / "queries.json").write_text("")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        pytest.param(cut_answers, "not a whole safetensors file", id="answers"),
+        pytest.param(spoil_ledger, "the numbers of your bill", id="count"),
+        pytest.param(empty_ledger, "the budget cannot be kept", id="no JSON"),
+    ],
+)
+def test_a_damaged_record_is_refused_and_not_started_anew(tmp_path: Path, damage: Any, message: str) -> None:
+    teacher = BudgetedTeacher(Vendor(), 5, tmp_path)
+    teacher.embed_texts(["a"])
+    damage(teacher.folder)
+    with pytest.raises(DataError, match=message):
+        BudgetedTeacher(Vendor(), 5, tmp_path)
+
+
+@pytest.mark.parametrize("budget", [-1, 2.5, True], ids=["below 0", "fraction", "truth"])
+def test_an_impossible_budget(tmp_path: Path, budget: Any) -> None:
+    with pytest.raises(ConfigError, match="expected 0 or more questions"):
+        BudgetedTeacher(Vendor(), budget, tmp_path)
+
+
+def test_a_wrong_number_of_answers_is_refused(tmp_path: Path) -> None:
+    class Short(Vendor):
+        def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+            return super().embed_texts(texts)[:1]
+
+    with pytest.raises(DataError, match=r"about 2 texts: expected rows \(2, D\), found \(1, 4\)"):
+        BudgetedTeacher(Short(), None, tmp_path).embed_texts(["a", "b"])
