@@ -1,0 +1,313 @@
+"""What a method may look at, in words before a run, and a guard that catches it looking elsewhere.
+
+No shapes here; counts are of images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vlkd_runtime.errors import ConfigError, DataError
+
+TeacherViews = Literal["none", "same_aug", "clean_cached"]
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a method asks for.
+
+    Attributes:
+        labels: the class of each training image.
+        source_images: images of the source domains.
+        unlabelled_images: images of the task without labels, of every class it names.
+        teacher_images: the teacher's embeddings of training images.
+        class_texts: the teacher's embeddings of the class names.
+        white_box: the teacher's weights, not only its answers.
+        text: the same as a sentence or two.
+    """
+
+    labels: bool
+    source_images: bool
+    unlabelled_images: bool
+    teacher_images: bool
+    class_texts: bool
+    white_box: bool
+    text: str
+
+
+_TAUGHT = "Learns from labelled images of the source domains and from the teacher's embeddings of them; "
+
+NEEDS: dict[str, Needs] = {
+    "erm": Needs(
+        True, True, False, False, False, False,
+        "Learns from labelled images of the source domains; never asks a teacher.",
+    ),
+    "kd": Needs(
+        True, True, False, True, True, False,
+        _TAUGHT + "the class texts turn these embeddings into soft labels.",
+    ),
+    "vl2v-adip": Needs(
+        True, True, False, True, True, False,
+        _TAUGHT + "the label picks the class text to move towards. Predicts by the class texts.",
+    ),
+    "vl2v-sd": Needs(
+        True, True, False, True, True, True,
+        _TAUGHT + "the student starts as a copy of the teacher's image encoder, so its weights are needed.",
+    ),
+    "promptkd": Needs(
+        False, False, True, True, True, False,
+        "Learns from images of the task without labels, novel classes among them, and from the teacher's "
+        "embeddings of them; all class names are known beforehand. A prompt-tuned teacher has seen labels of "
+        "the base classes before.",
+    ),
+    "vlm-ood": Needs(
+        True, True, False, True, True, False,
+        _TAUGHT + "seen classes only. Texts of unseen classes are used for prediction alone.",
+    ),
+    "data-free": Needs(
+        False, False, False, True, True, False,
+        "Learns from no real image: pictures are made from the class names, and the teacher embeds them. "
+        "Making them by gradients through the teacher needs its weights; a generator of its own does not.",
+    ),
+    "vlkd": Needs(
+        True, True, False, True, True, False,
+        _TAUGHT + "the label picks the class text. Predicts by the class texts.",
+    ),
+}  # fmt: skip
+
+
+def describe(method: str) -> Needs:
+    """What a method asks for.
+
+    Raises:
+        ConfigError: unknown method.
+    """
+    if method not in NEEDS:
+        msg = (
+            f"Expected one of the methods {', '.join(NEEDS)}, found '{method}': its data contract is unknown."
+        )
+        raise ConfigError(msg)
+    return NEEDS[method]
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many images each part of a run sees.
+
+    Attributes:
+        train: images learned from.
+        selection: images that a checkpoint or a setting is chosen by; 0 where nothing is chosen.
+        calibration: images that set quantization scales, out of the training images.
+        test: images that are only measured on.
+        bad: images left out because they cannot be decoded.
+    """
+
+    train: int
+    selection: int
+    calibration: int
+    test: int
+    bad: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DataContract:
+    """Who sees what in one run.
+
+    Attributes:
+        method: key of `NEEDS`.
+        sources: domains that are learned from.
+        held_out: domains that nothing learns from or is selected by.
+        labels: whether labels of training images are used.
+        unlabelled: whether images without labels are used.
+        teacher_views: what the teacher embeds: the student's augmented views, each clean image once, or none.
+        counts: of images.
+    """
+
+    method: str
+    sources: tuple[str, ...]
+    held_out: tuple[str, ...]
+    labels: bool
+    unlabelled: bool
+    teacher_views: TeacherViews
+    counts: Counts
+
+    def __post_init__(self) -> None:
+        needs = describe(self.method)
+        problems = [f"'{name}' is both source and held out" for name in self.sources if name in self.held_out]
+        for part in ("train", "selection", "calibration", "test", "bad"):
+            count = getattr(self.counts, part)
+            if count < 0:
+                problems.append(f"{part} counts {count} images")
+        if self.labels != needs.labels:
+            problems.append(f"labels are {_used(self.labels)}, expected {_used(needs.labels)}")
+        if self.unlabelled != needs.unlabelled_images:
+            problems.append(
+                f"unlabelled images are {_used(self.unlabelled)}, expected {_used(needs.unlabelled_images)}"
+            )
+        if (self.teacher_views != "none") != needs.teacher_images:
+            expected = "some" if needs.teacher_images else "none"
+            problems.append(f"the teacher's views are '{self.teacher_views}', expected {expected}")
+        if problems:
+            msg = f"The data contract of {self.method} does not hold: {'; '.join(problems)}."
+            raise ConfigError(msg)
+
+    @classmethod
+    def of(
+        cls,
+        method: str,
+        sources: Iterable[str],
+        held_out: Iterable[str],
+        teacher_views: TeacherViews,
+        counts: Counts,
+    ) -> DataContract:
+        """The contract that a method asks for; one that asks no teacher has no views, whatever is given.
+
+        Raises:
+            ConfigError: unknown method, or domains or counts that cannot be.
+        """
+        needs = describe(method)
+        views: TeacherViews = teacher_views if needs.teacher_images else "none"
+        return cls(
+            method, tuple(sources), tuple(held_out), needs.labels, needs.unlabelled_images, views, counts
+        )
+
+    def banner(self) -> tuple[str, ...]:
+        """The contract in lines for people, to show before any work."""
+        views = {
+            "none": "The teacher embeds no image.",
+            "same_aug": "The teacher embeds the augmented views that the student sees.",
+            "clean_cached": "The teacher embeds each image once, as it is.",
+        }[self.teacher_views]
+        counts = self.counts
+        chosen = (
+            f"{counts.selection} images of the same domains" if counts.selection else "no image: the last one"
+        )
+        held_out = ", ".join(self.held_out) or "none"
+        bad = f" {counts.bad} more cannot be decoded and are left out." if counts.bad else ""
+        return (
+            f"{self.method}: {describe(self.method).text}",
+            f"Training: {counts.train} images, domains {', '.join(self.sources) or 'none'}; "
+            f"labels {_used(self.labels)}, unlabelled images {_used(self.unlabelled)}.{bad}",
+            views,
+            f"Checkpoint chosen by {chosen}.",
+            f"Calibration: {counts.calibration} images, out of the training images.",
+            f"Held out: {held_out}. Training, calibration and selection never open these images.",
+            f"Accuracies: {counts.test} test images.",
+        )
+
+
+def _used(flag: bool) -> str:
+    return "used" if flag else "not used"
+
+
+@dataclass(slots=True)
+class OpenedFiles:
+    """Records which of some files this process opens; may refuse them.
+
+    It hears every ``open`` that goes through Python, in any thread: worker threads do not inherit context
+    variables, so a guard in one would miss those that decode. It does not hear other processes, native code
+    that opens files itself, a second hard link to a watched file, or names relative to a folder descriptor.
+
+    Attributes:
+        below: files and folders (with all in them) that are watched, links resolved.
+        refuse: raise `DataError` in place of opening.
+        paths: what was opened, or asked to be, in order, links resolved.
+    """
+
+    below: frozenset[str]
+    refuse: bool = False
+    paths: list[Path] = field(default_factory=list)
+
+    def __enter__(self) -> OpenedFiles:
+        _install()
+        with _LOCK:
+            _ACTIVE.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with _LOCK:
+            _ACTIVE[:] = [watch for watch in _ACTIVE if watch is not self]
+
+    def covers(self, path: str) -> bool:
+        """Whether a resolved path is one of the watched files or lies in a watched folder."""
+        return path in self.below or any(str(parent) in self.below for parent in Path(path).parents)
+
+
+_LOCK = threading.Lock()
+_ACTIVE: list[OpenedFiles] = []
+_INSTALLED: list[bool] = []
+
+
+def _install() -> None:
+    # An audit hook stays until the process ends, so there is one, and it is idle while nothing is watched.
+    with _LOCK:
+        if not _INSTALLED:
+            sys.addaudithook(_on_event)
+            _INSTALLED.append(True)
+
+
+def _on_event(event: str, args: tuple[object, ...]) -> None:
+    if event != "open" or not _ACTIVE:
+        return
+    name = args[0]
+    if not isinstance(name, (str, bytes, os.PathLike)):  # a descriptor: its file was opened before
+        return
+    try:
+        path = os.path.realpath(os.fsdecode(name))
+    except (OSError, ValueError):  # open itself will say what is wrong with this name
+        return
+    for watch in tuple(_ACTIVE):
+        if watch.covers(path):
+            watch.paths.append(Path(path))
+            if watch.refuse:
+                raise DataError(_broken(path))
+
+
+def watch_files(paths: Iterable[Path | str]) -> OpenedFiles:
+    """A context manager that records which of these files are opened, and those in these folders.
+
+    Raises:
+        DataError: no path is given, or one does not exist: a watch over nothing proves nothing.
+    """
+    return OpenedFiles(_resolved(paths))
+
+
+@contextlib.contextmanager
+def forbid(paths: Iterable[Path | str]) -> Iterator[OpenedFiles]:
+    """Refuse to open these files, and those in these folders, while the body runs.
+
+    Args:
+        paths: what must not be looked at, such as the images of held-out domains.
+
+    Raises:
+        DataError: one was opened; raised where it was opened, and again at the end of a body that took the
+            first error for a damaged image. Also where a path does not exist, or none is given.
+    """
+    with OpenedFiles(_resolved(paths), refuse=True) as watch:
+        yield watch
+    if watch.paths:
+        raise DataError(_broken(str(watch.paths[0])))
+
+
+def _resolved(paths: Iterable[Path | str]) -> frozenset[str]:
+    given = [Path(path) for path in paths]
+    missing = [path for path in given if not path.exists()]
+    if missing or not given:
+        found = f"{missing[0]}, which does not exist" if missing else "none"
+        msg = f"Expected files or folders that must not be opened, found {found}: name what is held out."
+        raise DataError(msg)
+    return frozenset(os.path.realpath(path) for path in given)
+
+
+def _broken(path: str) -> str:
+    return (
+        f"Expected held-out files to stay closed, found {path} being opened: the data contract is broken. Take "
+        "the file out of what is trained, calibrated or selected on."
+    )

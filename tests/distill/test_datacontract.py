@@ -1,0 +1,186 @@
+"""The data contract says what a method sees, and the guard catches every way of seeing more."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlkd_bench.samples import Sample
+from vlkd_distill import datacontract, pixels
+from vlkd_distill.datacontract import Counts, DataContract
+from vlkd_runtime.errors import ConfigError, DataError
+from vlkd_runtime.preprocess import PreprocessSpec, decode
+
+COUNTS = Counts(train=80, selection=0, calibration=16, test=20)
+
+
+@pytest.mark.parametrize(
+    ("method", "labels", "source", "unlabelled", "teacher", "texts", "white_box"),
+    [
+        pytest.param("erm", 1, 1, 0, 0, 0, 0, id="erm"),
+        pytest.param("kd", 1, 1, 0, 1, 1, 0, id="kd"),
+        pytest.param("vl2v-adip", 1, 1, 0, 1, 1, 0, id="vl2v-adip"),
+        pytest.param("vl2v-sd", 1, 1, 0, 1, 1, 1, id="vl2v-sd"),
+        pytest.param("promptkd", 0, 0, 1, 1, 1, 0, id="promptkd"),
+        pytest.param("vlm-ood", 1, 1, 0, 1, 1, 0, id="vlm-ood"),
+        pytest.param("data-free", 0, 0, 0, 1, 1, 0, id="data-free"),
+        pytest.param("vlkd", 1, 1, 0, 1, 1, 0, id="vlkd"),
+    ],
+)
+def test_needs(
+    method: str, labels: int, source: int, unlabelled: int, teacher: int, texts: int, white_box: int
+) -> None:
+    needs = datacontract.describe(method)
+    assert (needs.labels, needs.source_images, needs.unlabelled_images) == (labels, source, unlabelled)
+    assert (needs.teacher_images, needs.class_texts, needs.white_box) == (teacher, texts, white_box)
+    contract = DataContract.of(method, ["photo"], ["sketch"], "same_aug", COUNTS)
+    assert (contract.labels, contract.unlabelled) == (labels, unlabelled)
+    assert (contract.teacher_views == "none") == (not teacher)
+    text = "\n".join(contract.banner())
+    assert needs.text in text and "Held out: sketch." in text and "16 images" in text
+    assert ("labels used" in text) == bool(labels) and "the last one" in text and "left out" not in text
+
+
+def test_every_method_has_a_row_above() -> None:
+    rows = test_needs.pytestmark[0].args[1]  # type: ignore[attr-defined]
+    assert {row.id for row in rows} == set(datacontract.NEEDS)
+
+
+def test_banner_counts_selection_and_bad_images() -> None:
+    counts = Counts(train=80, selection=12, calibration=0, test=0, bad=3)
+    text = "\n".join(DataContract.of("kd", ["a", "b"], ["c"], "clean_cached", counts).banner())
+    assert "chosen by 12 images" in text and "3 more cannot be decoded" in text and "domains a, b" in text
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        pytest.param(lambda: datacontract.describe("vl2v"), "Expected one of .*found 'vl2v'", id="unknown"),
+        pytest.param(
+            lambda: DataContract.of("kd", ["a"], ["a"], "same_aug", COUNTS),
+            "both source and held out",
+            id="both",
+        ),
+        pytest.param(
+            lambda: DataContract.of("kd", ["a"], ["b"], "same_aug", Counts(1, -1, 0, 0)),
+            "counts -1",
+            id="count",
+        ),
+        pytest.param(
+            lambda: DataContract("promptkd", (), ("b",), True, True, "same_aug", COUNTS),
+            "labels are used, expected not used",
+            id="labels",
+        ),
+        pytest.param(
+            lambda: DataContract("erm", ("a",), ("b",), True, True, "none", COUNTS),
+            "unlabelled images are used",
+            id="unlabelled",
+        ),
+        pytest.param(
+            lambda: DataContract("erm", ("a",), ("b",), True, False, "same_aug", COUNTS),
+            "views are 'same_aug', expected none",
+            id="views",
+        ),
+    ],
+)
+def test_impossible_contracts(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        call()
+
+
+@pytest.fixture
+def held_out(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "data" / "sketch"
+    folder.mkdir(parents=True)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "0.png")
+    np.save(folder / "rows.npy", np.zeros(4))
+    (tmp_path / "data" / "sketchy").mkdir()
+    (tmp_path / "data" / "sketchy" / "0.txt").write_text("free")
+    (tmp_path / "link").symlink_to(folder)
+    yield tmp_path
+
+
+def descriptor(path: Path) -> None:
+    os.close(os.open(path, os.O_RDONLY))
+
+
+OPENERS: dict[str, Callable[[Path], object]] = {
+    "open": lambda root: (root / "data/sketch/0.png").open("rb").close(),
+    "text": lambda root: Path(os.path.relpath(root / "data/sketch/0.png")).read_bytes(),
+    "bytes": lambda root: open(os.fsencode(root / "data/sketch/0.png"), "rb").close(),  # noqa: PTH123
+    "os.open": lambda root: descriptor(root / "data/sketch/0.png"),
+    "dots": lambda root: (root / "data/sketchy/../sketch/0.png").read_bytes(),
+    "link": lambda root: (root / "link/0.png").read_bytes(),
+    "pillow": lambda root: Image.open(root / "data/sketch/0.png").close(),
+    "memmap": lambda root: np.load(root / "data/sketch/rows.npy", mmap_mode="r"),
+    "writing": lambda root: (root / "data/sketch/new.txt").write_text("x"),
+}
+
+
+@pytest.mark.parametrize("how", OPENERS)
+@pytest.mark.parametrize("what", ["folder", "through-a-link"])
+def test_forbidden_files_cannot_be_opened(held_out: Path, how: str, what: str) -> None:
+    forbidden = held_out / ("data/sketch" if what == "folder" else "link")
+    with (
+        pytest.raises(DataError, match=r"sketch/.*the data contract is broken"),
+        datacontract.forbid([forbidden]),
+    ):
+        OPENERS[how](held_out)
+    OPENERS[how](held_out)  # and it can be again
+
+
+def test_another_folder_with_a_like_name_is_free(held_out: Path) -> None:
+    with datacontract.forbid([held_out / "data/sketch", held_out / "data/sketch/0.png"]) as watch:
+        assert (held_out / "data/sketchy/0.txt").read_text() == "free"
+        (held_out / "data/sketchy/new.txt").write_text("x")
+    assert watch.paths == []
+
+
+def test_a_single_file_is_forbidden_alone(held_out: Path) -> None:
+    with datacontract.forbid([held_out / "data/sketch/0.png"]):
+        np.load(held_out / "data/sketch/rows.npy")
+    with pytest.raises(DataError, match=r"0\.png"), datacontract.forbid([held_out / "data/sketch/0.png"]):
+        (held_out / "data/sketch/0.png").read_bytes()
+
+
+def test_worker_threads_are_watched(held_out: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(int).result()  # the thread is older than the guard
+        with pytest.raises(DataError), datacontract.forbid([held_out / "data/sketch"]):
+            pool.submit(OPENERS["open"], held_out).result()
+
+
+def test_an_error_taken_for_a_damaged_image_still_comes_out(held_out: Path) -> None:
+    # The decoder turns any error into "damaged image", and a pixel store forgives a bad image.
+    path = held_out / "data/sketch/0.png"
+    sample = Sample(path, "sketch/a/0.png", "sketch", 0)
+    (held_out / "store").mkdir()
+    with pytest.raises(DataError, match="the data contract is broken"), datacontract.forbid([path]):
+        store = pixels.build(held_out / "store", [sample], PreprocessSpec(4, 4), lambda _: None)
+        assert [image for image, _ in store.bad] == ["sketch/a/0.png"]
+
+
+def test_guards_nest_and_end(held_out: Path) -> None:
+    data = held_out / "data"
+    with datacontract.watch_files([data]) as outer, datacontract.forbid([data / "sketchy"]) as inner:
+        decode(data / "sketch/0.png")
+    (data / "sketchy/0.txt").read_text()
+    assert outer.paths == [(data / "sketch/0.png").resolve()] and inner.paths == []
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        pytest.param([], "found none", id="none"),
+        pytest.param(["nowhere"], "nowhere, which does not", id="missing"),
+    ],
+)
+def test_a_guard_over_nothing_is_refused(tmp_path: Path, paths: list[str], message: str) -> None:
+    with pytest.raises(DataError, match=message), datacontract.forbid([tmp_path / path for path in paths]):
+        pass
