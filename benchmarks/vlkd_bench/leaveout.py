@@ -12,11 +12,12 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from vlkd_runtime.errors import DataError
 
-TEACHER, BASELINE = "teacher", "erm"
+TEACHER: Final = "teacher"
+BASELINE: Final = "erm"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,10 @@ from typing import Any
 
 from rich.console import Console
 
+from vlkd_bench.leaveout import BASELINE
 from vlkd_bench.machine import Machine, read_machine
-from vlkd_distill.teacher_names import check_name
-from vlkd_distill.templates import resolve_templates
+from vlkd_distill.specs import MethodName
+from vlkd_distill.teacher_names import check_name, form_of
 from vlkd_runtime.errors import ConfigError, UnavailableError
 from vlkd_runtime.vectors import ClassVectors
 
@@ -57,7 +58,7 @@ def check_beforehand(config: Config) -> None:
         UsageError: names what to change or install.
     """
     check_name(config.teacher.model)
-    resolve_templates(config.teacher.templates)
+    learn.chosen_templates(config)
     learn.check_domains(config)
     if config.data.root != "demo":
         dataset = learn.scan(config)
@@ -69,6 +70,12 @@ def check_beforehand(config: Config) -> None:
                 f"each of the {needed} source domains, found {len(images.train)} and {config.distill.batch}."
             )
             raise ConfigError(msg)
+    if form_of(config.teacher.model) == "store" and config.distill.teacher_view == "same_aug":
+        msg = (
+            "A store of embeddings knows no random views: expected distill.teacher_view = 'clean_cached', found "
+            f"'same_aug' with teacher.model = '{config.teacher.model}'."
+        )
+        raise ConfigError(msg)
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         msg = f"A build needs packages that are not installed ({', '.join(missing)}): pip install 'vlkd-edge[build]'"
@@ -91,14 +98,15 @@ def _build(config: Config, target: Target, workspace: Workspace, live: Live, con
     store = learn.pixels(learning, images.train)
     usable = learn.usable(store, images.train)
     graphs = {}
-    for method in (learn.BASELINE, config.distill.method):
+    methods: tuple[MethodName, ...] = (BASELINE, config.distill.method)
+    for method in methods:
         trained = learn.train(learning, method, images.train, store, vectors_stage)
         graphs[method] = learn.export(learning, method, trained, store, images.train, vectors_stage)
     asked = learn.teacher_predictions(learning, images.test, vectors_stage, teacher)
 
     shared = ship.Shipping(config, workspace, live, learning.spec, vectors)
     student = graphs[config.distill.method]
-    erm_rows = shared.read(shared.predictions(learn.BASELINE, graphs[learn.BASELINE], images.test))
+    erm_rows = shared.read(shared.predictions(BASELINE, graphs[BASELINE], images.test))
     both = {sample.image: sample for sample in (*images.test, *images.guarded)}
     answers = {
         row.image: row for row in shared.read(shared.predictions("student", student, tuple(both.values())))

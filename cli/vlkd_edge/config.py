@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from vlkd_bench.leaveout import BASELINE
+from vlkd_distill.specs import Settings
 from vlkd_runtime.errors import ConfigError
 
 from .parsing import overrides, parse, put, substitute
@@ -50,12 +52,17 @@ class TeacherConfig:
     """Who teaches, and how the class names become sentences.
 
     Attributes:
-        model: ``demo``, ``local-dir:<folder>`` or ``<architecture>:<pretrained tag>`` of open_clip.
+        model: ``demo``, ``local-dir:<folder>`` or ``<architecture>:<pretrained tag>`` of open_clip,
+            ``onnx-pair:<folder>``, ``store:<file>``, ``call:<module>:<attribute>``, or ``hf-dir:<folder>``.
+        query_budget: most images and texts that may be asked of it; no limit when absent.
         templates: name of a built-in template set, or a list of templates with one ``{}`` each.
+        attributes: TOML or JSON file, class name to what one sees of it; ``demo`` for the demo world's.
         stand_in: a sentence shown beside every number, if the teacher stands in for a real one.
     """
 
     model: str = "demo"
+    query_budget: int | None = None
+    attributes: str = ""
     templates: str | tuple[str, ...] = "photo"
     stand_in: str = ""
 
@@ -75,47 +82,6 @@ class StudentConfig:
     image_size: int = 64
     pretrained: Literal["none", "hub", "package"] = "package"
     options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class DistillConfig:
-    """How the student learns; see ``vlkd_distill.specs.Settings``.
-
-    Attributes:
-        method: distillation method.
-        epochs: passes that train the backbone, for the method and for the baseline.
-        lr: peak learning rate of these passes.
-        align_epochs: passes of VL2V-ADiP's first stage.
-        align_lr: learning rate of these.
-        batch: images a step.
-        weight_decay: AdamW's.
-        image_weight: lambda of VL2V-ADiP.
-        soft_weight: w of ``kd``, the weight of the teacher's soft labels.
-        soft_temperature: T of ``kd``.
-        text_temperature: tau of ``vlm-ood``.
-        nearest_texts: k of ``vlm-ood``.
-        teacher_view: ``same_aug`` or ``clean_cached``.
-        batch_norm: ``train`` or ``frozen``.
-        precision: ``auto`` or ``float32``; depthwise networks train faster in ``float32`` on a CPU.
-        seed: of start weights, batches and views.
-    """
-
-    method: Literal["kd", "vl2v-adip", "vlm-ood"] = "vl2v-adip"
-    epochs: int = 2
-    lr: float = 2e-4
-    align_epochs: int = 30
-    align_lr: float = 1e-3
-    batch: int = 48
-    weight_decay: float = 0.01
-    image_weight: float = 0.5
-    soft_weight: float = 0.5
-    soft_temperature: float = 2.0
-    text_temperature: float = 0.07
-    nearest_texts: int = 256
-    teacher_view: Literal["same_aug", "clean_cached"] = "same_aug"
-    batch_norm: Literal["train", "frozen"] = "frozen"
-    precision: Literal["auto", "float32"] = "float32"
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +135,7 @@ class Config:
     Attributes:
         name: names the bundle.
         target: device the bundle is for; see ``vlkd-edge targets``.
+        distill: how the student learns, `vlkd_distill.specs.Settings`; epochs hold for the baseline too.
     """
 
     name: str = "demo"
@@ -176,7 +143,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
-    distill: DistillConfig = field(default_factory=DistillConfig)
+    distill: Settings = field(default_factory=Settings)
     compress: CompressConfig = field(default_factory=CompressConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
@@ -248,6 +215,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "distill.soft_temperature": (0.01, 100),
     "distill.text_temperature": (0.001, 10),
     "distill.nearest_texts": (1, 1_000_000),
+    "distill.style_share": (0, 1),
     "distill.seed": (0, 2**32 - 2),
     "compress.calibration_images": (32, 100_000),
     "guard.worst_points": (0, 100),
@@ -267,6 +235,11 @@ def _check(config: Config) -> list[str]:
             errors.append(f"{key}: expected {low:g} to {high:g}, found {value!r}.")
     if not config.name or not config.name.replace("-", "").replace("_", "").replace(".", "").isalnum():
         errors.append(f"name: expected letters, digits, '-', '_' and '.', found {config.name!r}.")
+    if config.distill.method == BASELINE:
+        errors.append(
+            f"distill.method: expected a method that learns from the teacher, found '{BASELINE}', the baseline that "
+            "every build trains beside it."
+        )
     candidates = config.compress.candidates
     if not candidates or len(set(candidates)) != len(candidates):
         errors.append(f"compress.candidates: expected at least one, each once, found {list(candidates)}.")

@@ -6,15 +6,17 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from vlkd_bench.leaveout import BASELINE
 from vlkd_bench.predictions import write_predictions
 from vlkd_bench.samples import Sample
 from vlkd_distill import data as domain_data
 from vlkd_distill.augmentation import Augmentation
+from vlkd_distill.specs import MethodName, Settings, StudentSpec
 from vlkd_runtime.atomic import write_text
 from vlkd_runtime.preprocess import PreprocessSpec
 from vlkd_runtime.vectors import ClassVectors
@@ -24,21 +26,8 @@ from .progress import Live
 from .stages import StageResult, Workspace, versions
 
 if TYPE_CHECKING:
-    from vlkd_distill.specs import Settings, StudentSpec
     from vlkd_distill.teachers import Teacher
 
-BASELINE = "erm"
-# Settings that plain training does not look at.
-_ONLY_TAUGHT = (
-    "align_epochs",
-    "align_lr",
-    "image_weight",
-    "nearest_texts",
-    "soft_temperature",
-    "soft_weight",
-    "teacher_view",
-    "text_temperature",
-)
 PARITY_IMAGES = 16
 PARITY_LOGIT_GAP = 1e-2
 PARITY_COSINE = 0.9999
@@ -62,9 +51,10 @@ class Learning:
     def teacher(self) -> Teacher:
         """The teacher, loaded on first use."""
         if self._teacher is None:
-            from vlkd_distill.teachers import OpenClipTeacher
+            from vlkd_distill import teacher_loading
 
-            self._teacher = OpenClipTeacher.load(self.config.teacher.model)
+            asked = self.config.teacher
+            self._teacher = teacher_loading.load(asked.model, self.workspace.cache, asked.query_budget)
         return self._teacher
 
     @property
@@ -75,16 +65,12 @@ class Learning:
 
     def student_spec(self) -> StudentSpec:
         """The student before it learns anything; the same for the method and its baseline."""
-        from vlkd_distill.specs import StudentSpec
-
         student, seed = self.config.student, self.config.distill.seed
         return StudentSpec(student.arch, student.image_size, student.pretrained, seed, student.options)
 
-    def settings(self, method: str) -> Settings:
+    def settings(self, method: MethodName) -> Settings:
         """The training settings of a method."""
-        from vlkd_distill.specs import Settings
-
-        return Settings(**(dataclasses.asdict(self.config.distill) | {"method": method}))
+        return dataclasses.replace(self.config.distill, method=method)
 
 
 def check_models(learning: Learning) -> None:
@@ -181,29 +167,58 @@ def _renderer(package: str) -> str:
 
 def teacher_key(config: Config) -> str:
     """Identity of the teacher without loading it: the content of its files, or the name a hub knows."""
-    from vlkd_distill.teacher_names import folder_of
+    from vlkd_distill import teacher_names
 
-    folder = folder_of(config.teacher.model)
-    if folder is None:
-        return config.teacher.model
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    digests = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files]
-    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+    return teacher_names.teacher_key(config.teacher.model)
 
 
 def class_vectors(learning: Learning, classes: Sequence[str], teacher: str) -> StageResult:
     """Embed the class names once."""
-    from vlkd_distill.templates import resolve_templates
-
-    templates = resolve_templates(learning.config.teacher.templates)
+    asked = learning.config.teacher
+    templates = chosen_templates(learning.config)
+    attributes = chosen_attributes(learning.config, classes)
 
     def work(folder: Path) -> None:
         from vlkd_distill.class_vectors import compute
 
-        compute(learning.teacher(), classes, templates).save(folder / "class_vectors.safetensors")
+        made = compute(learning.teacher(), classes, templates, attributes)
+        made.save(folder / "class_vectors.safetensors")
 
-    inputs = {"teacher": teacher, "classes": list(classes), "templates": list(templates)}
+    inputs: dict[str, Any] = {"teacher": teacher, "classes": list(classes), "templates": list(templates)}
+    if asked.attributes:
+        inputs["attributes"] = {name: list(texts) for name, texts in (attributes or {}).items()}
     return learning.workspace.stage("vectors", inputs, work)
+
+
+def chosen_templates(config: Config) -> tuple[str, ...]:
+    """The configured templates: a built-in set, a file, or a list.
+
+    Raises:
+        ConfigError: no such set or file, or a template that is none.
+    """
+    from vlkd_distill.templates import resolve_templates, templates_from
+
+    named = config.teacher.templates
+    return templates_from(named) if isinstance(named, str) else resolve_templates(named)
+
+
+def chosen_attributes(config: Config, classes: Sequence[str]) -> Mapping[str, Sequence[str]] | None:
+    """The configured attributes of these classes; None where class names speak for themselves.
+
+    Raises:
+        ConfigError: as `vlkd_distill.class_vectors.read_attributes`.
+    """
+    named = config.teacher.attributes
+    if not named:
+        return None
+    from vlkd_distill.class_vectors import check_attributes, read_attributes
+
+    if named != "demo":
+        return read_attributes(Path(named), classes)
+    from vlkd_distill.demo.attributes import ATTRIBUTES
+
+    known = {name: phrases for name, phrases in ATTRIBUTES.items() if name in classes}
+    return check_attributes(known, classes, where="the demo world's attributes")
 
 
 def pixels(learning: Learning, samples: Sequence[Sample]) -> StageResult:
@@ -247,7 +262,7 @@ def teacher_predictions(
 
 def train(
     learning: Learning,
-    method: str,
+    method: MethodName,
     samples: Sequence[Sample],
     store: StageResult,
     vectors: StageResult,
@@ -256,7 +271,7 @@ def train(
     settings = learning.settings(method)
 
     def work(folder: Path) -> None:
-        from vlkd_distill import checkpoints, embeddings, methods, pixels, students, training
+        from vlkd_distill import checkpoints, embeddings, feeding, methods, pixels, students, training
 
         stored = _load_vectors(vectors)
         how = methods.create(settings, stored)
@@ -269,7 +284,7 @@ def train(
                 cached = embeddings.embed(learning.teacher(), images.samples, cache, advance)
         views = learning.teacher() if how.needs_teacher and settings.teacher_view == "same_aug" else None
         student = students.create(learning.student_spec(), how.outputs())
-        seen = training.TrainingData(images, cached, views)
+        seen = feeding.TrainingData(images, cached, views)
         with learning.live.task(f"training {method}", training.total_steps(settings, how, seen)) as advance:
 
             def on_step(stage: str, steps: int, loss: float) -> None:
@@ -279,12 +294,8 @@ def train(
         checkpoints.save_weights(folder / "student.safetensors", student)
         (folder / checkpoints.FILE).unlink(missing_ok=True)
 
-    used = dataclasses.asdict(settings)
-    if method == BASELINE:  # plain training must not be repeated because the teacher changed
-        for name in _ONLY_TAUGHT:
-            del used[name]
     inputs = {
-        "settings": used,
+        "settings": settings.used(),
         "augmentation": dataclasses.asdict(Augmentation()),
         "student": dataclasses.asdict(learning.student_spec()),
         "pixels": store.key,
@@ -295,7 +306,7 @@ def train(
 
 def export(
     learning: Learning,
-    method: str,
+    method: MethodName,
     trained: StageResult,
     store: StageResult,
     samples: Sequence[Sample],

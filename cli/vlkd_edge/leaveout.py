@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,10 @@ from pathlib import Path
 from rich.console import Console
 
 from vlkd_bench.accuracy import summarise
-from vlkd_bench.leaveout import BASELINE, TEACHER, Cell, LeaveOutTable
+from vlkd_bench.leaveout import TEACHER, Cell, LeaveOutTable
 from vlkd_bench.machine import read_machine
 from vlkd_bench.predictions import PredictionRow
+from vlkd_distill.specs import MethodName
 from vlkd_runtime.atomic import write_bytes, write_text
 from vlkd_runtime.errors import ConfigError
 from vlkd_runtime.vectors import ClassVectors
@@ -40,7 +42,7 @@ class Plan:
         seeds: of weights, batches and views.
     """
 
-    methods: tuple[str, ...]
+    methods: tuple[MethodName, ...]
     held_out: tuple[str, ...]
     seeds: tuple[int, ...]
 
@@ -57,7 +59,7 @@ def parse_plan(methods: str, held_out: str, seeds: str) -> Plan:
         if "" in found or len(set(found)) != len(found):
             msg = f"{key}: expected different names with commas between them, found '{lists[key]}'."
             raise ConfigError(msg)
-    known = known_methods()
+    known = typing.get_args(MethodName)
     for name in words["--methods"]:
         if name not in known:
             msg = f"--methods names '{name}'. Expected some of {', '.join(known)}.{nearest(name, known)}"
@@ -65,16 +67,8 @@ def parse_plan(methods: str, held_out: str, seeds: str) -> Plan:
     if not all(word.isdecimal() for word in words["--seeds"]):
         msg = f"--seeds: expected whole numbers from 0, found '{seeds}'."
         raise ConfigError(msg)
-    return Plan(words["--methods"], words["--held-out"], tuple(map(int, words["--seeds"])))
-
-
-def known_methods() -> tuple[str, ...]:
-    """What a table can be made of: plain training and every distillation method."""
-    import typing
-
-    from .config import DistillConfig
-
-    return (BASELINE, *typing.get_args(typing.get_type_hints(DistillConfig)["method"]))
+    chosen = typing.cast("tuple[MethodName, ...]", words["--methods"])
+    return Plan(chosen, words["--held-out"], tuple(map(int, words["--seeds"])))
 
 
 def leave_one_out(

@@ -103,7 +103,8 @@ def _convert(kind: Any, value: Any) -> tuple[str, Any]:
         return f"expected one of {', '.join(map(repr, arguments))}, found {value!r}.{near}", None
     if origin in (types.UnionType, typing.Union):
         attempts = [_convert(argument, value) for argument in arguments]
-        return next((attempt for attempt in attempts if not attempt[0]), attempts[-1])
+        meant = [a for kind, a in zip(arguments, attempts, strict=True) if kind is not types.NoneType]
+        return next((attempt for attempt in attempts if not attempt[0]), meant[-1])
     if origin is tuple:
         items = [value] if isinstance(value, str) else value
         if not isinstance(items, list):

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,15 @@ from vlkd_runtime.tensorfile import read_tensors, write_tensors
 from .teachers import Teacher
 
 _SHARD = 256
+
+
+@runtime_checkable
+class EmbedsFiles(Protocol):
+    """A teacher that knows images by their files: its answers lie on disk already, so no shard is written."""
+
+    def embed_samples(self, samples: Sequence[Sample]) -> npt.NDArray[np.float32]:
+        """Embed images by the content of their files: unit rows ``(N, D)``."""
+        ...
 
 
 def embed(
@@ -50,6 +60,10 @@ def embed(
         DataError: the teacher gave an embedding that is not finite.
         ImageError: an image cannot be decoded.
     """
+    if isinstance(teacher, EmbedsFiles):
+        known = teacher.embed_samples(samples)
+        progress(len(samples))
+        return known
     folder.mkdir(parents=True, exist_ok=True)
     parts: list[npt.NDArray[np.float32]] = []
     for chunk in _shards(samples):

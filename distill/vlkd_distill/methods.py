@@ -66,10 +66,12 @@ class Method(Protocol):
         needs_teacher: whether the loss looks at the teacher's embeddings of the training images.
         predicts_by_vectors: whether the head ends in the teacher's space and the class vectors classify;
             otherwise the head gives the logits itself.
+        uses_styles: whether part of its views are style views (`vlkd_distill.stylise`).
     """
 
     needs_teacher: bool
     predicts_by_vectors: bool
+    uses_styles: bool
 
     def outputs(self) -> int:
         """Width of the student's head."""
@@ -89,6 +91,7 @@ class Erm:
 
     needs_teacher = False
     predicts_by_vectors = False
+    uses_styles = False
 
     def __init__(self, settings: Settings, vectors: ClassVectors) -> None:
         self._settings = settings
@@ -112,6 +115,7 @@ class Kd:
 
     needs_teacher = True
     predicts_by_vectors = False
+    uses_styles = False
 
     def __init__(self, settings: Settings, vectors: ClassVectors) -> None:
         self._settings = settings
@@ -143,6 +147,7 @@ class VlmOod:
 
     needs_teacher = True
     predicts_by_vectors = True
+    uses_styles = False
 
     def __init__(self, settings: Settings, vectors: ClassVectors) -> None:
         self._settings = settings
@@ -174,6 +179,7 @@ class Vl2vAdip:
 
     needs_teacher = True
     predicts_by_vectors = True
+    uses_styles = False
 
     def __init__(self, settings: Settings, vectors: ClassVectors) -> None:
         self._settings = settings

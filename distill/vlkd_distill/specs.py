@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 Pretrained = Literal["none", "hub", "package"]
 TeacherView = Literal["clean_cached", "same_aug"]
+MethodName = Literal["erm", "kd", "vl2v-adip", "vlm-ood"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +17,7 @@ class Settings:
     """How a method trains. Every value is recorded with the result.
 
     Attributes:
-        method: key of ``vlkd_distill.methods.METHODS``.
+        method: how the student learns; see ``vlkd_distill.methods``.
         epochs: passes that train the backbone; the same for every method that is compared.
         lr: peak learning rate of those passes.
         align_epochs: passes of VL2V-ADiP's first stage.
@@ -27,6 +29,7 @@ class Settings:
         soft_temperature: T of naive distillation.
         text_temperature: tau of vlm-ood's similarities.
         nearest_texts: k of vlm-ood's proximity term: how many class texts nearest to the teacher it compares.
+        style_share: chance that vlkd shows a style view instead of the image.
         teacher_view: ``same_aug`` embeds the very view the student sees (the paper); ``clean_cached``
             embeds each image once.
         batch_norm: ``frozen`` keeps the statistics of the start weights (the paper).
@@ -35,22 +38,38 @@ class Settings:
         seed: of batches and views.
     """
 
-    method: str
-    epochs: int
-    lr: float
-    align_epochs: int
-    align_lr: float
-    batch: int
-    weight_decay: float
-    image_weight: float
-    soft_weight: float
-    soft_temperature: float
-    text_temperature: float
-    nearest_texts: int
-    teacher_view: TeacherView
-    batch_norm: Literal["train", "frozen"]
-    precision: Literal["auto", "float32"]
-    seed: int
+    method: MethodName = "vl2v-adip"
+    epochs: int = 2
+    lr: float = 2e-4
+    align_epochs: int = 30
+    align_lr: float = 1e-3
+    batch: int = 48
+    weight_decay: float = 0.01
+    image_weight: float = 0.5
+    soft_weight: float = 0.5
+    soft_temperature: float = 2.0
+    text_temperature: float = 0.07
+    nearest_texts: int = 256
+    style_share: float = 0.5
+    teacher_view: TeacherView = "same_aug"
+    batch_norm: Literal["train", "frozen"] = "frozen"
+    precision: Literal["auto", "float32"] = "float32"
+    seed: int = 0
+
+    def used(self) -> dict[str, Any]:
+        """The values that this method reads: what its result depends on."""
+        return {name: getattr(self, name) for name in (*_SHARED, *_READ[self.method])}
+
+
+_SHARED = ("method", "epochs", "lr", "batch", "weight_decay", "batch_norm", "precision", "seed")
+_READ: Mapping[MethodName, tuple[str, ...]] = MappingProxyType(
+    {
+        "erm": (),
+        "kd": ("soft_weight", "soft_temperature", "teacher_view"),
+        "vl2v-adip": ("align_epochs", "align_lr", "image_weight", "teacher_view"),
+        "vlm-ood": ("text_temperature", "nearest_texts", "teacher_view"),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,48 +5,28 @@ Letters used in shapes: N images, B batch, D embedding size.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from . import checkpoints
-from .augment import clean_views, random_views
+from .augment import clean_views
 from .augmentation import Augmentation
-from .methods import Batch, Method, Stage
-from .pixels import PixelStore
+from .feeding import Feed, TrainingData, autocast, epoch_rows, steps_of
+from .methods import Method, Stage
 from .specs import Settings
 from .students import Student
-from .teachers import Teacher
 
 OnStep = Callable[[str, int, float], None]
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingData:
-    """Everything that training may look at.
-
-    Attributes:
-        store: train images of the source domains.
-        embeddings: the teacher's embeddings of the clean images ``(N, D)``, if the method asks for them.
-        teacher: for ``same_aug`` views.
-    """
-
-    store: PixelStore
-    embeddings: npt.NDArray[np.float32] | None
-    teacher: Teacher | None
-
-
 def total_steps(settings: Settings, method: Method, data: TrainingData) -> int:
     """How often `train` will call ``on_step``."""
-    per_epoch = _steps(len(data.store.samples), settings.batch)
+    per_epoch = steps_of(len(data.rows), settings.batch)
     return sum(stage.epochs * per_epoch for stage in method.stages())
 
 
@@ -73,13 +53,13 @@ def train(
         on_step: called as ``on_step(stage name, steps done, loss)``.
         augmentation: limits of the random views.
     """
-    how = augmentation or Augmentation()
+    feed = Feed(method, settings, data, augmentation)
     resumed = checkpoints.load(folder)
-    labels = torch.from_numpy(data.store.labels)
+    kept = torch.from_numpy(data.rows)
     stages = method.stages()
     for index, stage in enumerate(stages):
         _select_trainable(student, stage)
-        steps_per_epoch = _steps(len(data.store.samples), settings.batch)
+        steps_per_epoch = steps_of(len(data.rows), settings.batch)
         optimizer = _optimizer(student, settings)
         schedule = _Schedule(optimizer, stage.lr, stage.epochs * steps_per_epoch)
         first_epoch = 0
@@ -103,8 +83,15 @@ def train(
             student.train()
             if settings.batch_norm == "frozen" or stage.cached_features:
                 _freeze_batch_norm(student)
-            for rows in epoch_rows(data.store.domains, settings.batch, generator):
-                loss = _step(student, method, settings, data, labels[rows], features, rows, how, generator)
+            for chosen in epoch_rows(data.domains, settings.batch, generator):
+                rows = kept[chosen]
+                if features is not None:
+                    loss = method.loss(student.head(features[rows]), feed.clean(rows))
+                else:
+                    views, batch = feed.views(rows, generator)
+                    with autocast(settings):
+                        outputs = student(views)
+                    loss = method.loss(outputs.float(), batch)
                 schedule.step(loss)
                 on_step(stage.name, 1, float(loss.detach()))
             checkpoints.save(folder, student, optimizer, index, epoch + 1)
@@ -112,69 +99,8 @@ def train(
     return student
 
 
-def epoch_rows(domains: Sequence[str], batch: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Row indices of one epoch's batches, each drawn evenly from the domains.
-
-    A domain smaller than its share is gone through again; the epoch has ``ceil(N / batch)`` batches.
-
-    Args:
-        domains: the domain of each row (N,).
-        batch: images a batch; the remainder of ``batch / domains`` goes to the first domains.
-        generator: source of randomness.
-    """
-    names = sorted(set(domains))
-    steps = _steps(len(domains), batch)
-    rows_of = {
-        name: torch.tensor([i for i, domain in enumerate(domains) if domain == name]) for name in names
-    }
-    streams = []
-    for position, name in enumerate(names):
-        share = batch // len(names) + (position < batch % len(names))
-        rounds = math.ceil(steps * share / len(rows_of[name]))
-        order = [
-            rows_of[name][torch.randperm(len(rows_of[name]), generator=generator)] for _ in range(rounds)
-        ]
-        streams.append(
-            torch.cat(order)[: steps * share].view(steps, share) if share else torch.zeros(steps, 0).long()
-        )
-    yield from torch.cat(streams, 1)
-
-
-def _steps(images: int, batch: int) -> int:
-    return math.ceil(images / batch)
-
-
 def _epoch_seed(seed: int, stage: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, stage, epoch]).generate_state(1)[0])
-
-
-def _step(
-    student: Student,
-    method: Method,
-    settings: Settings,
-    data: TrainingData,
-    labels: Tensor,
-    features: Tensor | None,
-    rows: Tensor,
-    how: Augmentation,
-    generator: torch.Generator,
-) -> Tensor:
-    target = None
-    if features is not None:
-        outputs = student.head(features[rows])
-        if method.needs_teacher and data.embeddings is not None:
-            target = torch.from_numpy(data.embeddings[rows.numpy()])
-        return method.loss(outputs, Batch(labels, target))
-    views = random_views(torch.from_numpy(data.store.pixels[rows.numpy()]), how, generator)
-    if method.needs_teacher:
-        if settings.teacher_view == "same_aug" and data.teacher is not None:
-            with autocast(settings):
-                target = data.teacher.embed_views(views)
-        elif data.embeddings is not None:
-            target = torch.from_numpy(data.embeddings[rows.numpy()])
-    with autocast(settings):
-        outputs = student(views)
-    return method.loss(outputs.float(), Batch(labels, target))
 
 
 def _select_trainable(student: Student, stage: Stage) -> None:
@@ -253,19 +179,3 @@ def _freeze_batch_norm(student: Student) -> None:
     for module in student.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.eval()
-
-
-def autocast(settings: Settings) -> contextlib.AbstractContextManager[None]:
-    """bfloat16 where the settings allow it and this processor has it in hardware, float32 elsewhere."""
-    if settings.precision == "auto" and _fast_bfloat16():
-        return torch.autocast("cpu", torch.bfloat16)
-    return contextlib.nullcontext()
-
-
-@functools.cache
-def _fast_bfloat16() -> bool:
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "amx_bf16" in flags or "avx512_bf16" in flags

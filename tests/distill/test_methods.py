@@ -25,6 +25,7 @@ SETTINGS = Settings(
     soft_temperature=2.0,
     text_temperature=0.1,
     nearest_texts=2,
+    style_share=0.5,
     teacher_view="clean_cached",
     batch_norm="train",
     precision="float32",

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vlkd_bench.samples import Sample
-from vlkd_distill import checkpoints, methods, students, training
+from vlkd_distill import checkpoints, feeding, methods, students, training
 from vlkd_distill.pixels import PixelStore
 from vlkd_distill.specs import Settings, StudentSpec
 from vlkd_runtime.errors import ConfigError, DataError
@@ -30,6 +30,7 @@ SETTINGS = Settings(
     soft_temperature=2.0,
     text_temperature=0.07,
     nearest_texts=256,
+    style_share=0.5,
     teacher_view="clean_cached",
     batch_norm="train",
     precision="float32",
@@ -51,7 +52,7 @@ def vectors() -> ClassVectors:
     )
 
 
-def seen(count: int = 18) -> training.TrainingData:
+def seen(count: int = 18) -> feeding.TrainingData:
     """Images whose class is their colour, in two domains of unequal size."""
     rng = np.random.default_rng(0)
     labels = np.arange(count) % 3
@@ -64,7 +65,7 @@ def seen(count: int = 18) -> training.TrainingData:
     noise = 0.1 * rng.standard_normal((count, 8)).astype(np.float32)
     embeddings = vectors().vectors[labels] + noise
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-    return training.TrainingData(PixelStore(samples, pixels, ()), embeddings.astype(np.float32), None)
+    return feeding.TrainingData(PixelStore(samples, pixels, ()), embeddings.astype(np.float32), None)
 
 
 def fresh(settings: Settings = SETTINGS) -> tuple[students.Student, methods.Method]:
@@ -151,7 +152,7 @@ def test_training_learns(tmp_path: Path) -> None:
 
 def test_batches_are_even_over_domains_and_cover_the_epoch() -> None:
     domains = ["x"] * 12 + ["y"] * 6
-    batches = list(training.epoch_rows(domains, 6, torch.Generator().manual_seed(0)))
+    batches = list(feeding.epoch_rows(domains, 6, torch.Generator().manual_seed(0)))
     assert len(batches) == 3
     assert all(Counter(domains[row] for row in batch.tolist()) == {"x": 3, "y": 3} for batch in batches)
     drawn = torch.cat(batches).tolist()

@@ -1,0 +1,94 @@
+"""Verbs that make something at the desk: bundles and class vectors."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..options import Json, stderr, stdout
+
+
+def build(
+    target: Annotated[str | None, typer.Option(help="Device; see 'vlkd-edge targets'.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="vlkd.toml or a recipe; the embedded demo if absent."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")] = Path("vlkd-out"),
+    cache: Annotated[
+        Path | None, typer.Option(help="Where teacher embeddings are kept; share it between builds.")
+    ] = None,
+    var: Annotated[list[str] | None, typer.Option(help="name=value: override a variable of [vars].")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value: override any setting.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Distill, compress under the guard, check against TensorRT, bundle, measure and report.
+
+    With no configuration it builds the embedded demo: drawn scenes and a tiny stand-in teacher.
+    """
+    from .. import config as configuration
+    from ..build import build as run
+
+    settings = list(setting or [])
+    if target is not None:
+        settings.append(f'target="{target}"')
+    try:
+        outcome = run(configuration.load(config, var or [], settings), out, cache or out / "cache", stderr())
+    except KeyboardInterrupt:
+        print("Interrupted. What is finished is kept; the same command goes on.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if as_json:
+        print(outcome.json_text)
+    raise typer.Exit(outcome.exit_code)
+
+
+def vectors(
+    names: Annotated[
+        str | None, typer.Option(help="Class names in label order, with commas between them.")
+    ] = None,
+    names_from: Annotated[
+        Path | None, typer.Option(help="Text file with one class name a line, in label order.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Take the classes of a folder <domain>/<class>/<image>, or of 'demo'.")
+    ] = None,
+    teacher: Annotated[
+        str, typer.Option(help="'demo', 'local-dir:<folder>' or '<architecture>:<pretrained tag>'.")
+    ] = "demo",
+    templates: Annotated[
+        str, typer.Option(help="Built-in template set, or a .txt or .toml file of templates.")
+    ] = "photo",
+    attributes: Annotated[
+        str | None, typer.Option(help="TOML or JSON file: class name to what one sees of it; or 'demo'.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Where the vectors go; a heat map .png lies beside them.")
+    ] = Path("class_vectors.safetensors"),
+    lint: Annotated[
+        Path | None,
+        typer.Option(
+            help="Look over this file or bundle folder instead; given names are the order to expect."
+        ),
+    ] = None,
+    dim: Annotated[int | None, typer.Option(min=1, help="Embedding size to expect.")] = None,
+    near: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Cosine from which two classes count as too alike.")
+    ] = 0.98,
+    cache: Annotated[Path | None, typer.Option(help="Where an exported teacher is kept.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Embed class names once, look the vectors over, and show which classes lie close together."""
+    from ..vectoring import Request, run
+
+    def load(name: str) -> Any:
+        from vlkd_distill import teacher_loading
+
+        return teacher_loading.load(name, cache or out.parent / "cache")
+
+    request = Request(names, names_from, dataset, teacher, templates, attributes, out, lint, dim, near)
+    raise typer.Exit(run(request, as_json, stdout(), load))

@@ -1,0 +1,130 @@
+"""Verbs that measure: a bundle here, methods over held-out domains, a student against its teacher."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..options import BundlePath, EngineName, Json, stderr, stdout
+
+
+def bench(
+    bundle: BundlePath,
+    samples: Annotated[int, typer.Option(min=10, help="Timed calls; a p99 needs 1000.")] = 1000,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the engine.")] = 1,
+    engine: EngineName = "auto",
+    record: Annotated[Path | None, typer.Option(help="Append the record to this JSON-lines file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Time a bundle on this machine: latency percentiles of one prediction, decoding apart."""
+    from ..benching import bench as run
+    from ..benching import render
+
+    result = run(bundle, samples=samples, threads=threads, engine=engine)
+    if record is not None:
+        from vlkd_bench.records import append_record
+
+        append_record(record, "bench", result)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        stdout().print(render(result), markup=False, highlight=False)
+
+
+def bench_dg(
+    dataset: Annotated[
+        str | None, typer.Option(help="Folder laid out as <domain>/<class>/<image>, or 'demo'.")
+    ] = None,
+    methods: Annotated[str, typer.Option(help="Methods, with commas between them.")] = "erm,kd,vl2v-adip",
+    held_out: Annotated[str, typer.Option(help="Domains to leave out, one at a time, or 'all'.")] = "all",
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas between them.")] = "0",
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="vlkd.toml or a recipe; the demo's if absent.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")] = Path("vlkd-out/dg"),
+    cache: Annotated[Path | None, typer.Option(help="Where teacher embeddings are kept.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the table's files in the output folder.")] = "table",
+    var: Annotated[list[str] | None, typer.Option(help="name=value: override a variable of [vars].")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value: override any setting.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Leave one domain out at a time: train, export and measure every method, beside the teacher.
+
+    Writes NAME.json, NAME.md and NAME.png; an interrupted table goes on where it was.
+    """
+    from .. import config as configuration
+    from ..leaveout import command_line, leave_one_out, parse_plan, write
+
+    plan = parse_plan(methods, held_out, seeds)
+    settings = [*(setting or []), *([f"data.root={dataset}"] if dataset is not None else [])]
+    loaded = configuration.load(config, var or [], settings)
+    try:
+        words = command_line(plan, config, var or [], setting or [], dataset)
+        table = leave_one_out(loaded, plan, out, cache or out / "cache", stderr(), words)
+    except KeyboardInterrupt:
+        print("Interrupted. What is finished is kept; the same command goes on.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    write(table, out, name)
+    if as_json:
+        print(json.dumps(table.as_json()))
+    else:
+        from rich.markdown import Markdown
+
+        stdout().print(Markdown(table.markdown()))
+
+
+def align(
+    bundle: Annotated[
+        Path,
+        typer.Argument(metavar="BUNDLE", help="Bundle folder, .vlkd archive, or a build's output folder."),
+    ],
+    images: Annotated[
+        str, typer.Option(help="Folder laid out as <domain>/<class>/<image>, or 'demo'.")
+    ] = "demo",
+    teacher: Annotated[
+        str | None, typer.Option(help="Teacher to compare with; the bundle's own if absent.")
+    ] = None,
+    domains: Annotated[
+        str, typer.Option(help="Domains to take, with commas between them; all if empty.")
+    ] = "",
+    split: Annotated[
+        str, typer.Option(help="'test': images that no build trains on; 'all': every image.")
+    ] = "test",
+    engine: EngineName = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine.")] = None,
+    most_queries: Annotated[
+        int, typer.Option(min=1, help="Above it, neighbours are sought for a sample.")
+    ] = 20_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of that sample.")] = 0,
+    demo_images: Annotated[
+        int, typer.Option(min=1, help="Images per class and style of the demo world.")
+    ] = 20,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")] = Path("vlkd-out/align"),
+    cache: Annotated[Path | None, typer.Option(help="Where teacher embeddings are kept.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the files in the output folder.")] = "align",
+    as_json: Json = False,
+) -> None:
+    """Measure how much of the teacher's space a bundle's student kept: distances, neighbours, rankings."""
+    from ..aligning import Request, run
+
+    chosen = tuple(word.strip() for word in domains.split(",") if word.strip())
+    request = Request(
+        bundle, images, teacher, chosen, split, engine, threads, most_queries, seed, demo_images
+    )
+    try:
+        made = run(request, out, cache or out / "cache", stderr(), name=name)
+    except KeyboardInterrupt:
+        print("Interrupted. Teacher embeddings that are finished are kept.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if as_json:
+        print(json.dumps(made.as_json()))
+    else:
+        from rich.markdown import Markdown
+
+        stdout().print(Markdown(made.markdown()))

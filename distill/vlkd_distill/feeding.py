@@ -1,0 +1,160 @@
+"""What a student is shown at each step: which images, in which view, with which answer of the teacher.
+
+Letters used in shapes: N images, B batch, D embedding size, V styles.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .augment import random_views
+from .augmentation import Augmentation
+from .methods import Batch, Method
+from .pixels import PixelStore
+from .specs import Settings
+from .styled import StyledStore
+from .teachers import Teacher
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """Everything that training may look at.
+
+    Attributes:
+        store: train images of the source domains.
+        embeddings: the teacher's embeddings of the clean images ``(N, D)``, if the method asks for them.
+        teacher: for ``same_aug`` views.
+        styled: style views of the same images, if the method asks for them.
+        selection: rows of the store that choose the weights instead of making them.
+    """
+
+    store: PixelStore
+    embeddings: npt.NDArray[np.float32] | None
+    teacher: Teacher | None
+    styled: StyledStore | None = None
+    selection: tuple[int, ...] = ()
+    rows: npt.NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        kept = np.setdiff1d(np.arange(len(self.store.samples)), np.array(self.selection, dtype=np.int64))
+        object.__setattr__(self, "rows", kept)
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Domain of each row that trains."""
+        every = self.store.domains
+        return tuple(every[row] for row in self.rows)
+
+
+class Feed:
+    """Draws views and targets of chosen rows; everything random comes from the caller's generator."""
+
+    def __init__(
+        self, method: Method, settings: Settings, data: TrainingData, how: Augmentation | None = None
+    ) -> None:
+        self._method, self._settings, self._data = method, settings, data
+        self._how = how or Augmentation()
+        self._labels = torch.from_numpy(data.store.labels)
+
+    def views(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Batch]:
+        """Random views ``(B, 3, S, S)`` of the rows ``(B,)`` and what the loss may look at."""
+        data, at = self._data, rows.numpy()
+        pixels = data.store.pixels[at]
+        styles = self._styles(len(rows), generator)
+        drawn = np.flatnonzero(styles >= 0)
+        if len(drawn) and data.styled is not None:
+            pixels[drawn] = data.styled.pixels[styles[drawn], at[drawn]]
+        views = random_views(torch.from_numpy(pixels), self._how, generator)
+        return views, Batch(self._labels[rows], self._target(views, at, styles))
+
+    def clean(self, rows: Tensor) -> Batch:
+        """What the loss may look at besides cached features of the clean images."""
+        target = None
+        if self._method.needs_teacher and self._data.embeddings is not None:
+            target = torch.from_numpy(self._data.embeddings[rows.numpy()])
+        return Batch(self._labels[rows], target)
+
+    def _styles(self, count: int, generator: torch.Generator) -> npt.NDArray[np.int64]:
+        """Style of each view, -1 for the image as it is; draws nothing where there are no styles."""
+        if self._data.styled is None or not self._method.uses_styles:
+            return np.full(count, -1, dtype=np.int64)
+        styles = torch.randint(len(self._data.styled.styles), (count,), generator=generator)
+        plain = torch.rand(count, generator=generator) >= self._settings.style_share
+        result: npt.NDArray[np.int64] = torch.where(plain, -1, styles).numpy()
+        return result
+
+    def _target(
+        self, views: Tensor, rows: npt.NDArray[np.int64], styles: npt.NDArray[np.int64]
+    ) -> Tensor | None:
+        data = self._data
+        if not self._method.needs_teacher:
+            return None
+        if self._settings.teacher_view == "same_aug" and data.teacher is not None:
+            with autocast(self._settings):
+                return data.teacher.embed_views(views)
+        if data.embeddings is None:
+            return None
+        target = data.embeddings[rows]
+        drawn = np.flatnonzero(styles >= 0)
+        if len(drawn) and data.styled is not None:
+            target[drawn] = data.styled.embeddings[styles[drawn], rows[drawn]]
+        return torch.from_numpy(target)
+
+
+def epoch_rows(domains: Sequence[str], batch: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Row indices of one epoch's batches, each drawn evenly from the domains.
+
+    A domain smaller than its share is gone through again; the epoch has ``ceil(N / batch)`` batches.
+
+    Args:
+        domains: the domain of each row (N,).
+        batch: images a batch; the remainder of ``batch / domains`` goes to the first domains.
+        generator: source of randomness.
+    """
+    names = sorted(set(domains))
+    steps = steps_of(len(domains), batch)
+    rows_of = {
+        name: torch.tensor([i for i, domain in enumerate(domains) if domain == name]) for name in names
+    }
+    streams = []
+    for position, name in enumerate(names):
+        share = batch // len(names) + (position < batch % len(names))
+        rounds = math.ceil(steps * share / len(rows_of[name]))
+        order = [
+            rows_of[name][torch.randperm(len(rows_of[name]), generator=generator)] for _ in range(rounds)
+        ]
+        streams.append(
+            torch.cat(order)[: steps * share].view(steps, share) if share else torch.zeros(steps, 0).long()
+        )
+    yield from torch.cat(streams, 1)
+
+
+def steps_of(images: int, batch: int) -> int:
+    """Batches of one epoch."""
+    return math.ceil(images / batch)
+
+
+def autocast(settings: Settings) -> contextlib.AbstractContextManager[None]:
+    """bfloat16 where the settings allow it and this processor has it in hardware, float32 elsewhere."""
+    if settings.precision == "auto" and _fast_bfloat16():
+        return torch.autocast("cpu", torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+@functools.cache
+def _fast_bfloat16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags

@@ -1,0 +1,207 @@
+"""Style views of the training images with the teacher's embedding of each: made once, kept in shards.
+
+The teacher is asked about the very view that the student will see, so what it says of a pencil drawing is
+what it sees in a pencil drawing, not what it saw in the photograph.
+
+Letters used in shapes: V styles, N images, H and W pixels, D embedding size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from numpy.lib.format import open_memmap
+from torch import Tensor
+
+from vlkd_bench.samples import Sample
+from vlkd_runtime.atomic import write_bytes
+from vlkd_runtime.errors import ConfigError, DataError
+from vlkd_runtime.preprocess import PreprocessSpec, prepare
+from vlkd_runtime.tensorfile import read_tensors, write_tensors
+
+from . import stylise
+from .teachers import Teacher
+
+_SHARD = 128
+_SIDE = 192
+"""Pixels a side at which a style is drawn; lines drawn at the student's size would be too coarse."""
+
+
+@dataclass(frozen=True, slots=True)
+class StyledStore:
+    """What a student sees besides the clean images.
+
+    Attributes:
+        styles: names, in the order of the first axis.
+        pixels: ``(V, N, H, W, 3)`` uint8, mapped from disk.
+        embeddings: the teacher's unit embedding of each view, ``(V, N, D)`` float32, mapped from disk.
+    """
+
+    styles: tuple[str, ...]
+    pixels: npt.NDArray[np.uint8]
+    embeddings: npt.NDArray[np.float32]
+
+    @classmethod
+    def open(cls, folder: Path, styles: Sequence[str]) -> StyledStore:
+        """Open what `build` wrote."""
+        pixels = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
+        embeddings = np.load(folder / "embeddings.npy", mmap_mode="r", allow_pickle=False)
+        if len(pixels) != len(styles) or pixels.shape[:2] != embeddings.shape[:2]:
+            msg = (
+                f"The style views in {folder} are {pixels.shape[:2]}, expected {len(styles)} styles: delete the "
+                "folder."
+            )
+            raise DataError(msg)
+        return cls(tuple(styles), pixels, embeddings)
+
+
+def check_styles(styles: Sequence[str]) -> None:
+    """Refuse styles that do not exist.
+
+    Raises:
+        ConfigError: names the ones there are.
+    """
+    unknown = [name for name in styles if name not in stylise.STYLES]
+    if unknown or not styles or len(set(styles)) != len(styles):
+        msg = (
+            f"Expected different styles out of {', '.join(stylise.STYLES)} (distill.styles), found "
+            f"{', '.join(styles) or 'none'}."
+        )
+        raise ConfigError(msg)
+
+
+def build(
+    folder: Path,
+    samples: Sequence[Sample],
+    spec: PreprocessSpec,
+    styles: Sequence[str],
+    teacher: Teacher,
+    cache: Path,
+    progress: Callable[[int], None] = lambda _: None,
+) -> StyledStore:
+    """Draw every image in every style and embed it, taking from the cache what is there.
+
+    A view depends on the image's bytes and the style alone: runs that hold out different domains share their
+    shards, and an interrupted run loses at most one.
+
+    Args:
+        folder: where the store goes.
+        samples: readable images in row order.
+        spec: the student's preprocessing; each view is drawn larger and then resized.
+        styles: names of `stylise.STYLES`.
+        teacher: whom to ask.
+        cache: where shards lie.
+        progress: called with the number of views just finished.
+
+    Raises:
+        ConfigError: unknown style.
+        DataError: the teacher gave an embedding that is not finite.
+    """
+    check_styles(styles)
+    cache.mkdir(parents=True, exist_ok=True)
+    shape = (len(styles), len(samples))
+    pixels = open_memmap(
+        folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=(*shape, spec.height, spec.width, 3)
+    )
+    embeddings = open_memmap(
+        folder / "embeddings.npy", mode="w+", dtype=np.float32, shape=(*shape, teacher.dim)
+    )
+    for start, chunk in _shards(samples):
+        contents = [hashlib.sha256(sample.path.read_bytes()).digest() for sample in chunk]
+        for position, style in enumerate(styles):
+            path = cache / f"{_key(teacher.fingerprint, style, spec, contents)}.safetensors"
+            stored = _stored(path, len(chunk), spec, teacher.dim)
+            if stored is None:
+                stored = _draw(chunk, contents, style, spec, teacher)
+                write_bytes(path, write_tensors({"pixels": stored[0], "embedding": stored[1]}, {}))
+            rows = slice(start, start + len(chunk))
+            pixels[position, rows], embeddings[position, rows] = stored
+            progress(len(chunk))
+    pixels.flush()
+    embeddings.flush()
+    return StyledStore.open(folder, styles)
+
+
+def view(image: Tensor, style: str, seed: bytes) -> Tensor:
+    """One style view of an image ``(3, S, S)`` in 0 to 1; the same seed draws the same view."""
+    digest = hashlib.sha256(seed + style.encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return stylise.STYLES[style](image, generator)
+
+
+def _shards(samples: Sequence[Sample]) -> list[tuple[int, Sequence[Sample]]]:
+    """Consecutive images of one domain, each with the row it starts at."""
+    shards: list[tuple[int, Sequence[Sample]]] = []
+    start = 0
+    for row in range(1, len(samples) + 1):
+        full = row - start == _SHARD
+        if row == len(samples) or full or samples[row].domain != samples[start].domain:
+            shards.append((start, samples[start:row]))
+            start = row
+    return shards
+
+
+def _draw(
+    samples: Sequence[Sample], contents: Sequence[bytes], style: str, spec: PreprocessSpec, teacher: Teacher
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    large = PreprocessSpec(_SIDE, _SIDE, spec.resize, spec.crop_fraction, spec.interpolation)
+    pixels: list[npt.NDArray[np.uint8]] = []
+    rows: list[npt.NDArray[np.float32]] = []
+    for start in range(0, len(samples), 32):
+        views = torch.stack(
+            [
+                view(_tensor(prepare(sample.path, large)), style, content)
+                for sample, content in zip(
+                    samples[start : start + 32], contents[start : start + 32], strict=True
+                )
+            ]
+        )
+        rows.append(teacher.embed_views(views).numpy())
+        small = F.interpolate(views, (spec.height, spec.width), mode="bilinear", antialias=True)
+        pixels.append((small * 255.0).round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy())
+    embedding = np.concatenate(rows).astype(np.float32)
+    if not np.isfinite(embedding).all():
+        bad = samples[int(np.flatnonzero(~np.isfinite(embedding).all(axis=1))[0])]
+        msg = f"The teacher '{teacher.name}' gave an embedding that is not finite for the {style} view of {bad.path}."
+        raise DataError(msg)
+    return np.concatenate(pixels), embedding
+
+
+def _tensor(pixels: npt.NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255.0
+
+
+def _stored(
+    path: Path, count: int, spec: PreprocessSpec, dim: int
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]] | None:
+    """A shard as stored; None if there is none, or none that can be trusted."""
+    if not path.exists():
+        return None
+    try:
+        tensors = read_tensors(path.read_bytes(), where=str(path))[0]
+        pixels, embedding = tensors["pixels"], tensors["embedding"]
+    except (DataError, KeyError):
+        return None
+    whole = pixels.shape == (count, spec.height, spec.width, 3) and embedding.shape == (count, dim)
+    if not whole or pixels.dtype != np.uint8 or not np.isfinite(embedding).all():
+        return None
+    return np.array(pixels), np.array(embedding, dtype=np.float32)
+
+
+def _key(fingerprint: str, style: str, spec: PreprocessSpec, contents: Sequence[bytes]) -> str:
+    digest = hashlib.sha256(f"{fingerprint} {style} {_SIDE} {spec.to_json()} {renderer()}".encode())
+    for content in contents:
+        digest.update(content)
+    return digest.hexdigest()[:32]
+
+
+def renderer() -> str:
+    """Hash of the styles' source: another renderer draws other views."""
+    return hashlib.sha256(Path(stylise.__file__).read_bytes()).hexdigest()[:16]
