@@ -213,6 +213,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "distill.image_weight": (0, 1),
     "distill.soft_weight": (0, 1),
     "distill.soft_temperature": (0.01, 100),
+    "distill.prompt_weight": (0, 1000),
+    "distill.embedding_weight": (0, 1000),
     "distill.text_temperature": (0.001, 10),
     "distill.nearest_texts": (1, 1_000_000),
     "distill.style_share": (0, 1),

@@ -8,6 +8,8 @@ References:
     KD: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
     VLM-OOD: Li et al., "Distilling Large Vision-Language Model with Out-of-Distribution Generalizability",
     ICCV 2023.
+    Data-free, inspired by: Xuan et al., "Distilling Vision-Language Foundation Models: A Data-Free Approach via
+    Prompt Diversification", arXiv 2407.15155.
 """
 
 from __future__ import annotations
@@ -202,6 +204,47 @@ class Vl2vAdip:
         return losses.vl2v(outputs, _target(batch), classes, self._settings.image_weight)
 
 
+class DataFree:
+    """The teacher's soft labels on images made from class names, and the class each was asked to show.
+
+    Inspired by Xuan et al., whose abstract says that the student is distilled on synthesised images and gives
+    no formula: loss, weights and stages are ours. How the images come about is `synthesis`'s business; here
+    they are labelled images like others. The classifier is the class vectors, and the distance to the
+    teacher's image embeddings keeps the student in the space where these have a meaning.
+    """
+
+    needs_teacher = True
+    predicts_by_vectors = True
+    uses_styles = False
+
+    def __init__(self, settings: Settings, vectors: ClassVectors) -> None:
+        self._settings = settings
+        self._vectors = torch.from_numpy(vectors.vectors.copy())
+        self._scale = vectors.logit_scale
+
+    def outputs(self) -> int:
+        """Embedding size D of the teacher."""
+        return int(self._vectors.shape[1])
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Align the projection on cached features, then train everything."""
+        return (
+            Stage("align", "head", True, self._settings.align_epochs, self._settings.align_lr),
+            Stage("distill", "all", False, self._settings.epochs, self._settings.lr),
+        )
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """``T^2 KL(teacher || student) + beta CE(prompt class) + gamma |student - teacher|^2`` on unit rows."""
+        image, how = _target(batch), self._settings
+        student = self._scale * losses.unit(outputs) @ self._vectors.t()
+        teacher = self._scale * losses.unit(image) @ self._vectors.t()
+        return (
+            losses.soft_divergence(student, teacher, how.soft_temperature)
+            + how.prompt_weight * losses.cross_entropy(student, batch.labels)
+            + how.embedding_weight * losses.unit_distance(outputs, image)
+        )
+
+
 def _target(batch: Batch) -> Tensor:
     if batch.image_target is None:
         msg = "A method that learns from the teacher was given a batch without its embeddings."
@@ -209,11 +252,12 @@ def _target(batch: Batch) -> Tensor:
     return batch.image_target
 
 
-METHODS: dict[str, type[Erm | Kd | Vl2vAdip | VlmOod]] = {
+METHODS: dict[str, type[Erm | Kd | Vl2vAdip | VlmOod | DataFree]] = {
     "erm": Erm,
     "kd": Kd,
     "vl2v-adip": Vl2vAdip,
     "vlm-ood": VlmOod,
+    "data-free": DataFree,
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 Pretrained = Literal["none", "hub", "package"]
 TeacherView = Literal["clean_cached", "same_aug"]
-MethodName = Literal["erm", "kd", "vl2v-adip", "vlm-ood"]
+MethodName = Literal["erm", "kd", "vl2v-adip", "vlm-ood", "data-free"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +20,15 @@ class Settings:
         method: how the student learns; see ``vlkd_distill.methods``.
         epochs: passes that train the backbone; the same for every method that is compared.
         lr: peak learning rate of those passes.
-        align_epochs: passes of VL2V-ADiP's first stage.
+        align_epochs: passes of the first stage of VL2V-ADiP and of data-free.
         align_lr: its learning rate.
         batch: images a step, drawn evenly from the source domains.
         weight_decay: AdamW's.
         image_weight: lambda of VL2V-ADiP, the weight of the teacher's image embedding.
         soft_weight: w of naive distillation, the weight of the teacher's soft labels.
-        soft_temperature: T of naive distillation.
+        soft_temperature: T of naive distillation and of data-free.
+        prompt_weight: beta of data-free, the weight of the class that an image was made from.
+        embedding_weight: of data-free's distance to the teacher's image embedding; 0 leaves it out.
         text_temperature: tau of vlm-ood's similarities.
         nearest_texts: k of vlm-ood's proximity term: how many class texts nearest to the teacher it compares.
         style_share: chance that vlkd shows a style view instead of the image.
@@ -48,6 +50,8 @@ class Settings:
     image_weight: float = 0.5
     soft_weight: float = 0.5
     soft_temperature: float = 2.0
+    prompt_weight: float = 0.5
+    embedding_weight: float = 1.0
     text_temperature: float = 0.07
     nearest_texts: int = 256
     style_share: float = 0.5
@@ -68,6 +72,10 @@ _READ: Mapping[MethodName, tuple[str, ...]] = MappingProxyType(
         "kd": ("soft_weight", "soft_temperature", "teacher_view"),
         "vl2v-adip": ("align_epochs", "align_lr", "image_weight", "teacher_view"),
         "vlm-ood": ("text_temperature", "nearest_texts", "teacher_view"),
+        "data-free": (
+            *("align_epochs", "align_lr", "soft_temperature", "prompt_weight", "embedding_weight"),
+            "teacher_view",
+        ),
     }
 )
 

@@ -23,6 +23,8 @@ SETTINGS = Settings(
     image_weight=0.3,
     soft_weight=0.4,
     soft_temperature=2.0,
+    prompt_weight=0.7,
+    embedding_weight=0.3,
     text_temperature=0.1,
     nearest_texts=2,
     style_share=0.5,
@@ -56,6 +58,7 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
         ("kd", 3, [("train", "all")], False),
         ("vl2v-adip", 8, [("align", "head"), ("distill", "backbone")], True),
         ("vlm-ood", 8, [("train", "all")], True),
+        ("data-free", 8, [("align", "head"), ("distill", "all")], True),
     ],
 )
 def test_a_method_says_what_trains_and_who_classifies(
@@ -69,7 +72,7 @@ def test_a_method_says_what_trains_and_who_classifies(
 
 
 def test_every_method_is_looked_at_here() -> None:
-    assert set(methods.METHODS) == {"erm", "kd", "vl2v-adip", "vlm-ood"}
+    assert set(methods.METHODS) == {"erm", "kd", "vl2v-adip", "vlm-ood", "data-free"}
 
 
 def test_kd_takes_the_teachers_scaled_cosines_as_its_logits(vectors: ClassVectors) -> None:
@@ -97,7 +100,24 @@ def test_vlm_ood_is_the_sum_of_its_four_losses(vectors: ClassVectors) -> None:
     assert found.item() == pytest.approx(sum(part.item() for part in parts), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["kd", "vl2v-adip", "vlm-ood"])
+def test_data_free_adds_soft_labels_prompt_class_and_distance(vectors: ClassVectors) -> None:
+    outputs, image = 5 * randn(4, 8), 3 * randn(4, 8, seed=1)
+    total = 0.0
+    for own, seen, label in zip(outputs.numpy(), image.numpy(), LABELS.tolist(), strict=True):
+        own, seen = own / np.linalg.norm(own), seen / np.linalg.norm(seen)
+        student, teacher = 10.0 * vectors.vectors @ own, 10.0 * vectors.vectors @ seen
+
+        def shares(logits: np.ndarray) -> np.ndarray:
+            return np.exp(logits) / np.exp(logits).sum()
+
+        soft, goal = shares(student / 2.0), shares(teacher / 2.0)
+        total += 2.0**2 * float((goal * np.log(goal / soft)).sum())
+        total += 0.7 * -float(np.log(shares(student)[label])) + 0.3 * float(((own - seen) ** 2).sum())
+    found = created("data-free", vectors).loss(outputs, methods.Batch(LABELS, image))
+    assert found.item() == pytest.approx(total / 4, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["kd", "vl2v-adip", "vlm-ood", "data-free"])
 def test_a_batch_without_the_teacher_is_refused(name: str, vectors: ClassVectors) -> None:
     method = created(name, vectors)
     with pytest.raises(RuntimeError, match="without its embeddings"):
