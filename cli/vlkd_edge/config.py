@@ -217,6 +217,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "distill.embedding_weight": (0, 1000),
     "distill.text_temperature": (0.001, 10),
     "distill.nearest_texts": (1, 1_000_000),
+    "distill.cls_weight": (0, 1000),
+    "distill.distance_weight": (0, 1000),
+    "distill.contrast_weight": (0, 1000),
+    "distill.proximity_weight": (0, 1000),
     "distill.style_share": (0, 1),
     "distill.seed": (0, 2**32 - 2),
     "compress.calibration_images": (32, 100_000),
@@ -241,6 +245,11 @@ def _check(config: Config) -> list[str]:
         errors.append(
             f"distill.method: expected a method that learns from the teacher, found '{BASELINE}', the baseline that "
             "every build trains beside it."
+        )
+    weights = ("cls_weight", "distance_weight", "contrast_weight", "proximity_weight")
+    if not any(getattr(config.distill, name) > 0 for name in weights):
+        errors.append(
+            f"distill: expected one of {', '.join(weights)} above 0, found none: vlm-ood needs a loss."
         )
     candidates = config.compress.candidates
     if not candidates or len(set(candidates)) != len(candidates):

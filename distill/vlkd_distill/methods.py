@@ -144,15 +144,17 @@ class Kd:
 class VlmOod:
     """VLM-OOD: imitate the teacher's visual space and keep its order of class texts, for unseen classes.
 
-    Projection and backbone train together from the start; the four losses have weight one each.
+    Projection and backbone train together from the start; the four losses have weight one each in the paper.
+    With the cross-entropy alone, no image is shown to the teacher.
     """
 
-    needs_teacher = True
     predicts_by_vectors = True
     uses_styles = False
 
     def __init__(self, settings: Settings, vectors: ClassVectors) -> None:
         self._settings = settings
+        weights = (settings.distance_weight, settings.contrast_weight, settings.proximity_weight)
+        self.needs_teacher = any(weight > 0 for weight in weights)
         self._vectors = torch.from_numpy(vectors.vectors.copy())
 
     def outputs(self) -> int:
@@ -164,16 +166,22 @@ class VlmOod:
         return (Stage("train", "all", False, self._settings.epochs, self._settings.lr),)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """L_cls + L_mse + L_im-cst + L_vlprox, all similarities divided by ``text_temperature``."""
-        image, how = _target(batch), self._settings
-        student = losses.unit(outputs) @ self._vectors.t() / how.text_temperature
-        teacher = losses.unit(image) @ self._vectors.t() / how.text_temperature
-        return (
-            losses.cross_entropy(student, batch.labels)
-            + losses.unit_distance(outputs, image)
-            + losses.image_contrast(outputs, image, how.text_temperature)
-            + losses.language_proximity(student, teacher, batch.labels, how.nearest_texts)
-        )
+        """L_cls + L_mse + L_im-cst + L_vlprox, each by its weight; similarities divided by ``text_temperature``."""
+        how, tau = self._settings, self._settings.text_temperature
+        student = losses.unit(outputs) @ self._vectors.t() / tau
+        # A term that is off is not computed: zero times a loss that overflows is not zero.
+        terms = []
+        if how.cls_weight > 0:
+            terms.append(how.cls_weight * losses.cross_entropy(student, batch.labels))
+        if how.distance_weight > 0:
+            terms.append(how.distance_weight * losses.unit_distance(outputs, _target(batch)))
+        if how.contrast_weight > 0:
+            terms.append(how.contrast_weight * losses.image_contrast(outputs, _target(batch), tau))
+        if how.proximity_weight > 0:
+            teacher = losses.unit(_target(batch)) @ self._vectors.t() / tau
+            nearest = losses.language_proximity(student, teacher, batch.labels, how.nearest_texts)
+            terms.append(how.proximity_weight * nearest)
+        return torch.stack(terms).sum()
 
 
 class Vl2vAdip:

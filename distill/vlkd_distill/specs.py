@@ -31,6 +31,10 @@ class Settings:
         embedding_weight: of data-free's distance to the teacher's image embedding; 0 leaves it out.
         text_temperature: tau of vlm-ood's similarities.
         nearest_texts: k of vlm-ood's proximity term: how many class texts nearest to the teacher it compares.
+        cls_weight: of vlm-ood's cross-entropy on the class vectors; 0 switches a term off.
+        distance_weight: of its squared distance to the teacher's unit embedding.
+        contrast_weight: of its image-to-image InfoNCE.
+        proximity_weight: of its vision-language proximity.
         style_share: chance that vlkd shows a style view instead of the image.
         teacher_view: ``same_aug`` embeds the very view the student sees (the paper); ``clean_cached``
             embeds each image once.
@@ -54,6 +58,10 @@ class Settings:
     embedding_weight: float = 1.0
     text_temperature: float = 0.07
     nearest_texts: int = 256
+    cls_weight: float = 1.0
+    distance_weight: float = 1.0
+    contrast_weight: float = 1.0
+    proximity_weight: float = 1.0
     style_share: float = 0.5
     teacher_view: TeacherView = "same_aug"
     batch_norm: Literal["train", "frozen"] = "frozen"
@@ -71,7 +79,10 @@ _READ: Mapping[MethodName, tuple[str, ...]] = MappingProxyType(
         "erm": (),
         "kd": ("soft_weight", "soft_temperature", "teacher_view"),
         "vl2v-adip": ("align_epochs", "align_lr", "image_weight", "teacher_view"),
-        "vlm-ood": ("text_temperature", "nearest_texts", "teacher_view"),
+        "vlm-ood": (
+            *("text_temperature", "nearest_texts", "cls_weight", "distance_weight"),
+            *("contrast_weight", "proximity_weight", "teacher_view"),
+        ),
         "data-free": (
             *("align_epochs", "align_lr", "soft_temperature", "prompt_weight", "embedding_weight"),
             "teacher_view",

@@ -68,6 +68,11 @@ def test_values_variables_and_overrides(tmp_path: Path) -> None:
             ],
             id="choice",
         ),
+        pytest.param(
+            "[distill]\ncls_weight = 0\ndistance_weight = 0\ncontrast_weight = 0\nproximity_weight = 0",
+            ["distill: expected one of cls_weight, ", "above 0, found none"],
+            id="no loss",
+        ),
         pytest.param("data = 3", ["data: expected a section, found 3"], id="section"),
         pytest.param("[data]\nheld_out = [1]", ["data.held_out: expected a string, found 1"], id="list item"),
         pytest.param("name = ''", ["name: expected letters"], id="empty name"),

@@ -98,6 +98,17 @@ def test_vlm_ood_is_the_sum_of_its_four_losses(vectors: ClassVectors) -> None:
     ]
     found = created("vlm-ood", vectors).loss(outputs, methods.Batch(LABELS, image))
     assert found.item() == pytest.approx(sum(part.item() for part in parts), rel=1e-5)
+    names = ("cls_weight", "distance_weight", "contrast_weight", "proximity_weight")
+    for position, name in enumerate(names):
+        alone = created("vlm-ood", vectors, **(dict.fromkeys(names, 0.0) | {name: 2.5}))
+        found = alone.loss(outputs, methods.Batch(LABELS, image))
+        assert found.item() == pytest.approx(2.5 * parts[position].item(), rel=1e-4), name
+
+
+def test_vlm_ood_with_the_cross_entropy_alone_shows_the_teacher_nothing(vectors: ClassVectors) -> None:
+    alone = created("vlm-ood", vectors, distance_weight=0.0, contrast_weight=0.0, proximity_weight=0.0)
+    assert not alone.needs_teacher
+    assert torch.isfinite(alone.loss(randn(4, 8), methods.Batch(LABELS, None)))
 
 
 def test_data_free_adds_soft_labels_prompt_class_and_distance(vectors: ClassVectors) -> None:
