@@ -25,7 +25,7 @@ from .facts import Facts, Images
 from .progress import Live
 from .reporting import Outcome
 from .stages import Workspace, locked
-from .targets import Target, find
+from .targets import Target
 
 LEAST_TRAIN_IMAGES = 32
 NEEDED = ("torch", "timm", "open_clip", "onnx", "onnxscript", "onnxruntime", "jinja2", "matplotlib")
@@ -44,7 +44,7 @@ def build(config: Config, out: Path, cache: Path, console: Console) -> Outcome:
         UsageError: the caller's mistake, found before any long work where it can be.
         RefusalError: a parity check or a calibration said no.
     """
-    target = find(config.target)
+    target = config.device()
     check_beforehand(config)
     with locked(out):
         live = Live(console)

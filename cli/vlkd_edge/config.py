@@ -14,6 +14,7 @@ from vlkd_bench.leaveout import BASELINE
 from vlkd_distill.specs import Settings
 from vlkd_runtime.errors import ConfigError
 
+from . import targets as devices
 from .parsing import overrides, parse, put, substitute
 
 if sys.version_info >= (3, 11):
@@ -135,6 +136,8 @@ class Config:
     Attributes:
         name: names the bundle.
         target: device the bundle is for; see ``vlkd-edge targets``.
+        targets: tables of devices of one's own, ``[targets.NAME]``.
+        targets_file: a TOML file with such tables, shared by several configurations.
         distill: how the student learns, `vlkd_distill.specs.Settings`; epochs hold for the baseline too.
     """
 
@@ -147,6 +150,17 @@ class Config:
     compress: CompressConfig = field(default_factory=CompressConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
+    targets: dict[str, Any] = field(default_factory=dict)
+    targets_file: str = ""
+
+    def device(self) -> devices.Target:
+        """The target, built in or defined here.
+
+        Raises:
+            ConfigError: no such target, or a table that defines none.
+        """
+        shared = devices.load(Path(self.targets_file) if self.targets_file else None)
+        return devices.find(self.target, (*shared, *devices.from_tables(self.targets, [])))
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, for keys and records."""
@@ -251,6 +265,7 @@ def _check(config: Config) -> list[str]:
         errors.append(
             f"distill: expected one of {', '.join(weights)} above 0, found none: vlm-ood needs a loss."
         )
+    devices.from_tables(config.targets, errors)
     candidates = config.compress.candidates
     if not candidates or len(set(candidates)) != len(candidates):
         errors.append(f"compress.candidates: expected at least one, each once, found {list(candidates)}.")

@@ -12,6 +12,9 @@ from rich.console import Console
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder or .vlkd archive.")]
 EngineName = Annotated[str, typer.Option(help="Inference engine; 'auto' takes the best one here.")]
+TargetsFile = Annotated[
+    Path | None, typer.Option(help="TOML file with [targets.NAME] tables of your own; a vlkd.toml will do.")
+]
 
 
 def stderr() -> Console:

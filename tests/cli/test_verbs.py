@@ -107,7 +107,7 @@ def test_bench_measures_this_machine_and_says_that_it_is_no_jetson(bundle: Path,
 
 def test_targets_names_the_alias() -> None:
     assert "alias of jetson-orin-nano" in run("targets").stdout
-    listed = json.loads(run("targets", "--json").stdout)
+    listed = json.loads(run("targets", "--json").stdout)["targets"]
     assert {"jetson", "jetson-orin-nano"} <= {target["name"] for target in listed}
 
 

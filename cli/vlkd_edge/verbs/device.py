@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..options import BundlePath, EngineName, Json, stderr, stdout
+from ..options import BundlePath, EngineName, Json, TargetsFile, stderr, stdout
 
 
 def verify(bundle: BundlePath, engine: EngineName = "auto", as_json: Json = False) -> None:
@@ -77,21 +77,44 @@ def _print_answers(answers: list[dict[str, Any]]) -> None:
         out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def targets(as_json: Json = False) -> None:
+def targets(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show one target in full.")] = None,
+    targets_file: TargetsFile = None,
+    as_json: Json = False,
+) -> None:
     """List the devices a bundle can be built for."""
-    import dataclasses
+    from .. import targets as devices
 
-    from ..targets import TARGETS
-
+    own = devices.load(targets_file)
+    if name is not None:
+        plain = devices.describe(devices.find(name, own))
+        if as_json:
+            print(json.dumps(plain))
+            return
+        for key, value in plain.items():
+            words = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+            if key != "releases" and words != "":
+                stdout().print(f"{key:<20}{words}", markup=False, highlight=False, soft_wrap=True)
+        for release in plain["releases"]:
+            line = ", ".join(f"{key} {value or 'not stated'}" for key, value in release.items())
+            stdout().print(f"{'':<20}{line}", markup=False, highlight=False, soft_wrap=True)
+        return
+    shown = (*devices.TARGETS, *own)
     if as_json:
-        print(json.dumps([dataclasses.asdict(target) for target in TARGETS]))
+        print(json.dumps({"targets": [devices.describe(target) for target in shown]}))
         return
     from rich.table import Table
 
-    table = Table("target", "device", "compute capability", "JetPack", "TensorRT", "DLA cores", box=None)
-    for target in TARGETS:
+    table = Table("target", "device", "compute", "JetPack", "TensorRT", "DLA", "memory", box=None)
+    for target in shown:
         title = f"alias of {target.alias_of}" if target.alias_of else target.title
         table.add_row(
-            target.name, title, target.compute_capability, target.jetpack, target.tensorrt, target.dla_cores
+            target.name,
+            title + (" (legacy)" if target.legacy else ""),
+            ", ".join(target.compute_capability),
+            next(iter(target.jetpack), ""),
+            next(iter(target.tensorrt), ""),
+            str(target.dla_cores or ""),
+            f"{target.memory_gib:g} GiB",
         )
     stdout().print(table)
