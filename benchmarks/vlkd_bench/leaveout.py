@@ -125,6 +125,12 @@ def _fields(summary: MethodSummary) -> dict[str, Any]:
     return {name: getattr(summary, name) for name in MethodSummary.__slots__}
 
 
+def who_saw_what(contract: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The data contract as lines of Markdown, a sentence or two a method; nothing where none is recorded."""
+    texts = dict.fromkeys(f"- {one['method']}: {one['text']}" for one in contract)
+    return ["", "## Who saw what", "", *texts] if texts else []
+
+
 @dataclass(frozen=True, slots=True)
 class LeaveOutTable:
     """A table with everything needed to make it again.
@@ -137,6 +143,7 @@ class LeaveOutTable:
         student: what was trained.
         settings: how every method was trained.
         stand_ins: sentences on what stands in for the real thing.
+        contract: who saw what, for each method and held-out domain; ``text`` says it in words.
     """
 
     cells: tuple[Cell, ...]
@@ -146,6 +153,7 @@ class LeaveOutTable:
     student: str
     settings: Mapping[str, Any]
     stand_ins: tuple[str, ...]
+    contract: tuple[Mapping[str, Any], ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; ``rows`` are the cells."""
@@ -156,6 +164,7 @@ class LeaveOutTable:
             "student": self.student,
             "settings": dict(self.settings),
             "stand_ins": list(self.stand_ins),
+            "contract": [dict(one) for one in self.contract],
             "rows": [asdict(cell) for cell in self.cells],
             "summary": [
                 _fields(summary) | {"domains": dict(summary.domains)}
@@ -200,6 +209,7 @@ class LeaveOutTable:
             texts.append("" if summary.gap_closed is None else f"{100 * summary.gap_closed:.0f} %")
             seeds = "" if summary.method == TEACHER else str(summary.seeds)
             lines.append(f"| {summary.method} | {seeds} | " + " | ".join(texts) + " |")
+        lines += who_saw_what(self.contract)
         lines += ["", "## How it was made", "", f"    {self.command}", "", f"Machine: {self.machine}.", ""]
         lines += [", ".join(f"{name} {value}" for name, value in self.settings.items()) + "."]
         return "\n".join(lines) + "\n"

@@ -46,6 +46,7 @@ app.command()(device.targets)
 app.add_typer(bench_app, name="bench")
 bench_app.command("bundle")(measuring.bench)
 bench_app.command("dg")(measuring.bench_dg)
+bench_app.command("disjoint")(measuring.bench_disjoint)
 
 
 def _version(wanted: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.console import Console
 
 from vlkd_bench.leaveout import BASELINE
 from vlkd_bench.machine import Machine, read_machine
+from vlkd_bench.samples import Sample
 from vlkd_distill.specs import MethodName
 from vlkd_distill.teacher_names import check_name, form_of
 from vlkd_runtime.errors import ConfigError, UnavailableError
@@ -21,7 +22,7 @@ from vlkd_runtime.vectors import ClassVectors
 from . import learn, reporting, ship
 from .bundling import Places, write
 from .config import Config
-from .facts import Facts, Images
+from .facts import Facts, Images, contract
 from .progress import Live
 from .reporting import Outcome
 from .stages import Workspace, locked
@@ -88,15 +89,14 @@ def _build(config: Config, target: Target, workspace: Workspace, live: Live, con
     dataset = learn.dataset(learning)
     sources = dataset.sources(config.data.held_out)
     images = Images.split(dataset, config.data.held_out)
-    contract = reporting.contract(config, sources, images)
-    for line in contract:
-        live.say(f"contract: {line}")
+    live.banner("Data contract", _contract(config, sources, images))
 
     teacher = learn.teacher_key(config)
     vectors_stage = learn.class_vectors(learning, dataset.classes, teacher)
     vectors = ClassVectors.load(vectors_stage.folder / "class_vectors.safetensors")
     store = learn.pixels(learning, images.train)
     usable = learn.usable(store, images.train)
+    seen = _contract(config, sources, images, usable)
     graphs = {}
     methods: tuple[MethodName, ...] = (BASELINE, config.distill.method)
     for method in methods:
@@ -117,7 +117,7 @@ def _build(config: Config, target: Target, workspace: Workspace, live: Live, con
         config=config,
         target=target,
         dataset=dataset,
-        contract=contract,
+        contract=seen,
         accuracy={
             "teacher": shared.read(asked),
             "erm": erm_rows,
@@ -139,6 +139,20 @@ def _build(config: Config, target: Target, workspace: Workspace, live: Live, con
     )
     facts = dataclasses.replace(facts, accuracy={**facts.accuracy, "shipped": shared.read(measured)})
     return reporting.finish(facts, workspace, bundle, latency, console)
+
+
+def _contract(
+    config: Config, sources: Sequence[str], images: Images, usable: Sequence[Sample] | None = None
+) -> tuple[str, ...]:
+    """Who sees which images, a sentence each: shown before any work and kept with the results."""
+    made = contract(config, config.distill.method, sources, images, usable)
+    counts = dataclasses.replace(
+        made.counts,
+        calibration=min(config.compress.calibration_images, made.counts.train),
+        guarded=len(images.guarded),
+    )
+    baseline = contract(config, BASELINE, sources, images, usable).banner()[0]
+    return (*dataclasses.replace(made, counts=counts).banner(), f"Beside it, {baseline}")
 
 
 def _stable(machine: Machine) -> Mapping[str, Any]:

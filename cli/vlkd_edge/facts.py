@@ -11,6 +11,8 @@ from vlkd_bench.machine import Machine
 from vlkd_bench.predictions import PredictionRow
 from vlkd_bench.samples import Sample
 from vlkd_distill.data import DomainDataset
+from vlkd_distill.datacontract import Counts, DataContract, TeacherViews
+from vlkd_distill.specs import MethodName
 from vlkd_runtime.errors import DataError
 from vlkd_runtime.vectors import ClassVectors
 
@@ -61,6 +63,37 @@ class Images:
             )
             raise DataError(msg)
         return parts
+
+
+def contract(
+    config: Config,
+    method: MethodName,
+    sources: Sequence[str],
+    images: Images,
+    usable: Sequence[Sample] | None = None,
+    unseen: Sequence[str] = (),
+) -> DataContract:
+    """What a method may look at in one run.
+
+    Args:
+        config: domains and training.
+        method: who learns.
+        sources: domains that are learned from.
+        images: those of the run.
+        usable: the train images that could be decoded; None before that is known.
+        unseen: classes whose images are only measured on.
+    """
+    trained = images.train if usable is None else usable
+    counts = Counts(
+        train=len(trained),
+        selection=0,
+        calibration=0,
+        test=len(images.test),
+        bad=len(images.train) - len(trained),
+    )
+    nothing = method == "vlm-ood" and not config.distill.asks_about_images
+    views: TeacherViews = "none" if nothing else config.distill.teacher_view
+    return DataContract.of(method, sources, config.data.held_out, views, counts, unseen)
 
 
 @dataclass(frozen=True, slots=True)

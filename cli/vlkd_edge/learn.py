@@ -120,6 +120,19 @@ def domains(config: Config) -> tuple[str, ...]:
     return tuple(config.data.domains or STYLES)
 
 
+def class_names(config: Config) -> tuple[str, ...]:
+    """The classes of the configured data, in label order.
+
+    Raises:
+        DataError: as `scan`.
+    """
+    if config.data.root != "demo":
+        return scan(config).classes
+    from vlkd_distill.demo.scene import CLASSES
+
+    return tuple(config.data.classes or CLASSES)
+
+
 def check_domains(config: Config) -> None:
     """Refuse held-out domains that do not exist, before anything is rendered or decoded.
 

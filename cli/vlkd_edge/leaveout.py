@@ -6,16 +6,19 @@ import dataclasses
 import json
 import shlex
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from vlkd_bench.accuracy import summarise
+from vlkd_bench.disjoint import DisjointTable
 from vlkd_bench.leaveout import TEACHER, Cell, LeaveOutTable
 from vlkd_bench.machine import read_machine
 from vlkd_bench.predictions import PredictionRow
+from vlkd_distill.datacontract import DataContract
 from vlkd_distill.specs import MethodName
 from vlkd_runtime.atomic import write_bytes, write_text
 from vlkd_runtime.errors import ConfigError
@@ -23,13 +26,14 @@ from vlkd_runtime.vectors import ClassVectors
 
 from . import learn, ship
 from .build import check_beforehand
-from .config import Config, DataConfig
-from .facts import Images, stand_ins
+from .config import Config
+from .facts import Images, contract, stand_ins
 from .parsing import nearest
 from .progress import Live
 from .stages import Workspace, locked
 
 ALL = "all"
+KNOWN: tuple[str, ...] = typing.get_args(MethodName)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +41,24 @@ class Plan:
     """Which cells a table has.
 
     Attributes:
-        methods: distillation methods and baselines.
+        methods: distillation methods and baselines, by the names that the table knows.
         held_out: domains, one at a time; ``("all",)`` for each there is.
         seeds: of weights, batches and views.
     """
 
-    methods: tuple[MethodName, ...]
+    methods: tuple[str, ...]
     held_out: tuple[str, ...]
     seeds: tuple[int, ...]
 
 
-def parse_plan(methods: str, held_out: str, seeds: str) -> Plan:
+def parse_plan(methods: str, held_out: str, seeds: str, known: Sequence[str]) -> Plan:
     """Read comma-separated lists.
+
+    Args:
+        methods: some of ``known``.
+        held_out: domains, or ``all``.
+        seeds: whole numbers.
+        known: names that ``methods`` may hold.
 
     Raises:
         ConfigError: a list is empty or names something twice, a method is unknown, or a seed is no number.
@@ -59,7 +69,6 @@ def parse_plan(methods: str, held_out: str, seeds: str) -> Plan:
         if "" in found or len(set(found)) != len(found):
             msg = f"{key}: expected different names with commas between them, found '{lists[key]}'."
             raise ConfigError(msg)
-    known = typing.get_args(MethodName)
     for name in words["--methods"]:
         if name not in known:
             msg = f"--methods names '{name}'. Expected some of {', '.join(known)}.{nearest(name, known)}"
@@ -67,8 +76,7 @@ def parse_plan(methods: str, held_out: str, seeds: str) -> Plan:
     if not all(word.isdecimal() for word in words["--seeds"]):
         msg = f"--seeds: expected whole numbers from 0, found '{seeds}'."
         raise ConfigError(msg)
-    chosen = typing.cast("tuple[MethodName, ...]", words["--methods"])
-    return Plan(chosen, words["--held-out"], tuple(map(int, words["--seeds"])))
+    return Plan(words["--methods"], words["--held-out"], tuple(map(int, words["--seeds"])))
 
 
 def leave_one_out(
@@ -88,16 +96,19 @@ def leave_one_out(
         UsageError: the caller's mistake, found before any long work where it can be.
     """
     domains = plan.held_out if plan.held_out != (ALL,) else learn.domains(config)
-    configs = [dataclasses.replace(config, data=_holding_out(config, name)) for name in domains]
+    configs = [holding_out(config, name) for name in domains]
     for one in configs:
         check_beforehand(one)
     with locked(out):
         live = Live(console)
         learning = learn.Learning(config, Workspace(out, cache, live.say), live)
         cells: list[Cell] = []
+        contracts: list[Mapping[str, Any]] = []
         for position, one in enumerate(configs):
             live.say(f"held out: {domains[position]} ({position + 1} of {len(domains)})")
-            cells += _held_out(dataclasses.replace(learning, config=one), plan)
+            done, seen = _held_out(dataclasses.replace(learning, config=one), plan)
+            cells += done
+            contracts += [contract.as_json() for contract in seen]
     distill = dataclasses.asdict(config.distill)
     for name in ("method", "seed"):
         del distill[name]
@@ -109,35 +120,43 @@ def leave_one_out(
         student=f"{config.student.arch} at {config.student.image_size} px, start weights {config.student.pretrained}",
         settings=distill,
         stand_ins=stand_ins(config),
+        contract=tuple(contracts),
     )
 
 
-def _holding_out(config: Config, domain: str) -> DataConfig:
-    return dataclasses.replace(config.data, held_out=(domain,))
+def holding_out(config: Config, domain: str) -> Config:
+    """The same configuration with this domain held out."""
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, held_out=(domain,)))
 
 
-def _held_out(learning: learn.Learning, plan: Plan) -> list[Cell]:
-    """Every cell of one held-out domain."""
+def _held_out(learning: learn.Learning, plan: Plan) -> tuple[list[Cell], list[DataContract]]:
+    """Every cell of one held-out domain, and what each method saw."""
     config = learning.config
     dataset = learn.dataset(learning)
     images = Images.split(dataset, config.data.held_out)
+    methods = typing.cast("tuple[MethodName, ...]", plan.methods)
+    sources = dataset.sources(config.data.held_out)
+    for method in methods:
+        learning.live.banner("Data contract", contract(config, method, sources, images).banner())
     key = learn.teacher_key(config)
     vectors_stage = learn.class_vectors(learning, dataset.classes, key)
     vectors = ClassVectors.load(vectors_stage.folder / "class_vectors.safetensors")
     store = learn.pixels(learning, images.train)
+    usable = learn.usable(store, images.train)
+    contracts = [contract(config, method, sources, images, usable) for method in methods]
     shared = ship.Shipping(config, learning.workspace, learning.live, learning.spec, vectors)
     asked = shared.read(learn.teacher_predictions(learning, images.test, vectors_stage, key))
     cells = [_cell(config, TEACHER, 0, asked)]
     for seed in plan.seeds:
         seeded = dataclasses.replace(config, distill=dataclasses.replace(config.distill, seed=seed))
         student = dataclasses.replace(learning, config=seeded)
-        for method in plan.methods:
+        for method in methods:
             learning.live.say(f"{method}, seed {seed}")
             trained = learn.train(student, method, images.train, store, vectors_stage)
             graph = learn.export(student, method, trained, store, images.train, vectors_stage)
             rows = shared.read(shared.predictions(method, graph, images.test))
             cells.append(_cell(config, method, seed, rows))
-    return cells
+    return cells, contracts
 
 
 def _cell(config: Config, method: str, seed: int, rows: Sequence[PredictionRow]) -> Cell:
@@ -149,10 +168,15 @@ def _cell(config: Config, method: str, seed: int, rows: Sequence[PredictionRow])
 
 
 def command_line(
-    plan: Plan, config: Path | None, variables: Sequence[str], settings: Sequence[str], dataset: str | None
+    verb: Sequence[str],
+    plan: Plan,
+    config: Path | None,
+    variables: Sequence[str],
+    settings: Sequence[str],
+    dataset: str | None,
 ) -> str:
     """The command that makes the table again; folders of one machine become their last part."""
-    words = ["vlkd-edge", "bench", "dg"]
+    words = ["vlkd-edge", "bench", *verb]
     if dataset is not None:
         words += ["--dataset", Path(dataset).name]
     words += ["--methods", ",".join(plan.methods), "--held-out", ",".join(plan.held_out)]
@@ -166,7 +190,7 @@ def command_line(
     return shlex.join(words)
 
 
-def write(table: LeaveOutTable, folder: Path, name: str) -> None:
+def write(table: LeaveOutTable | DisjointTable, folder: Path, name: str) -> None:
     """Write the table as JSON, Markdown and picture."""
     write_text(folder / f"{name}.json", json.dumps(table.as_json(), indent=1) + "\n")
     write_text(folder / f"{name}.md", table.markdown())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
 from rich.progress import (
@@ -32,6 +32,12 @@ class Live:
         """Print one line, on a terminal only."""
         if self._console.is_terminal:
             self._console.print(text, style="dim", markup=False, highlight=False)
+
+    def banner(self, title: str, lines: Sequence[str]) -> None:
+        """Print lines that belong before any work, whoever reads: a log needs them, too."""
+        self._console.print(title, markup=False, highlight=False)
+        for line in lines:
+            self._console.print(f"  {line}", style="dim", markup=False, highlight=False)
 
     @contextlib.contextmanager
     def task(self, title: str, total: int | None) -> Iterator[Advance]:

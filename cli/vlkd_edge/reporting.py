@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,7 @@ from vlkd_bench.report import values
 from vlkd_runtime.atomic import write_text
 
 from .config import Config
-from .facts import Facts, Images, Written
+from .facts import Facts, Written
 from .stages import Workspace, versions
 
 PACKAGES = ("torch", "timm", "open_clip_torch", "onnx", "onnxruntime", "numpy", "pillow")
@@ -36,21 +36,6 @@ class Outcome:
 
     exit_code: int
     json_text: str
-
-
-def contract(config: Config, sources: Sequence[str], images: Images) -> tuple[str, ...]:
-    """Who sees which images, a sentence each: shown before any work and kept with the results."""
-    held_out, learned_from = ", ".join(config.data.held_out), ", ".join(sources)
-    view = "augmented views of them" if config.distill.teacher_view == "same_aug" else "them, as they are"
-    return (
-        f"Training sees the {len(images.train)} train images and labels of the source domains {learned_from}; "
-        f"the teacher embeds {view} (the align stage: clean images).",
-        f"Calibration and the golden samples are drawn from the same {len(images.train)} train images.",
-        f"Held out: {held_out}. Training, calibration and the choice of a checkpoint never open these images.",
-        f"The guard chooses among compressed candidates on all {len(images.guarded)} images of the held-out domains.",
-        f"Accuracies are on the {len(images.test)} test images of all domains (one in five, by hash of the name).",
-        "Checkpoint: the last one; nothing is selected on any image.",
-    )
 
 
 def finish(

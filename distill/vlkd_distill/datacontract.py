@@ -6,13 +6,14 @@ No shapes here; counts are of images.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vlkd_runtime.errors import ConfigError, DataError
 
@@ -107,6 +108,7 @@ class Counts:
         calibration: images that set quantization scales, out of the training images.
         test: images that are only measured on.
         bad: images left out because they cannot be decoded.
+        guarded: images of the held-out domains by which the guard chooses among compressed candidates.
     """
 
     train: int
@@ -114,6 +116,7 @@ class Counts:
     calibration: int
     test: int
     bad: int = 0
+    guarded: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,7 @@ class DataContract:
         unlabelled: whether images without labels are used.
         teacher_views: what the teacher embeds: the student's augmented views, each clean image once, or none.
         counts: of images.
+        unseen: classes whose images are only measured on.
     """
 
     method: str
@@ -137,11 +141,12 @@ class DataContract:
     unlabelled: bool
     teacher_views: TeacherViews
     counts: Counts
+    unseen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         needs = describe(self.method)
         problems = [f"'{name}' is both source and held out" for name in self.sources if name in self.held_out]
-        for part in ("train", "selection", "calibration", "test", "bad"):
+        for part in ("train", "selection", "calibration", "test", "bad", "guarded"):
             count = getattr(self.counts, part)
             if count < 0:
                 problems.append(f"{part} counts {count} images")
@@ -151,9 +156,8 @@ class DataContract:
             problems.append(
                 f"unlabelled images are {_used(self.unlabelled)}, expected {_used(needs.unlabelled_images)}"
             )
-        if (self.teacher_views != "none") != needs.teacher_images:
-            expected = "some" if needs.teacher_images else "none"
-            problems.append(f"the teacher's views are '{self.teacher_views}', expected {expected}")
+        if self.teacher_views != "none" and not needs.teacher_images:
+            problems.append(f"the teacher's views are '{self.teacher_views}', expected none")
         if problems:
             msg = f"The data contract of {self.method} does not hold: {'; '.join(problems)}."
             raise ConfigError(msg)
@@ -166,6 +170,7 @@ class DataContract:
         held_out: Iterable[str],
         teacher_views: TeacherViews,
         counts: Counts,
+        unseen: Iterable[str] = (),
     ) -> DataContract:
         """The contract that a method asks for; one that asks no teacher has no views, whatever is given.
 
@@ -174,32 +179,55 @@ class DataContract:
         """
         needs = describe(method)
         views: TeacherViews = teacher_views if needs.teacher_images else "none"
-        return cls(
-            method, tuple(sources), tuple(held_out), needs.labels, needs.unlabelled_images, views, counts
-        )
+        domains = tuple(sources), tuple(held_out)
+        return cls(method, *domains, needs.labels, needs.unlabelled_images, views, counts, tuple(unseen))
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, with what the method asks for in words."""
+        return {"text": self.text} | dataclasses.asdict(self)
+
+    @property
+    def text(self) -> str:
+        """What the method looks at, as a sentence or two."""
+        needs = describe(self.method)
+        if needs.teacher_images and self.teacher_views == "none":
+            return "Learns from labelled images of the source domains and from the class texts; no image is embedded."
+        return needs.text
 
     def banner(self) -> tuple[str, ...]:
         """The contract in lines for people, to show before any work."""
         views = {
             "none": "The teacher embeds no image.",
-            "same_aug": "The teacher embeds the augmented views that the student sees.",
+            "same_aug": "The teacher embeds the augmented views that the student sees, and each image once as it is "
+            "where a stage trains on cached features.",
             "clean_cached": "The teacher embeds each image once, as it is.",
         }[self.teacher_views]
-        counts = self.counts
+        counts, held_out = self.counts, ", ".join(self.held_out) or "none"
         chosen = (
             f"{counts.selection} images of the same domains" if counts.selection else "no image: the last one"
         )
-        held_out = ", ".join(self.held_out) or "none"
         bad = f" {counts.bad} more cannot be decoded and are left out." if counts.bad else ""
-        return (
-            f"{self.method}: {describe(self.method).text}",
+        lines = [
+            f"{self.method}: {self.text}",
             f"Training: {counts.train} images, domains {', '.join(self.sources) or 'none'}; "
             f"labels {_used(self.labels)}, unlabelled images {_used(self.unlabelled)}.{bad}",
             views,
             f"Checkpoint chosen by {chosen}.",
-            f"Calibration: {counts.calibration} images, out of the training images.",
             f"Held out: {held_out}. Training, calibration and selection never open these images.",
-            f"Accuracies: {counts.test} test images.",
+        ]
+        if counts.calibration:
+            lines.append(
+                f"Calibration: {counts.calibration} images, out of the training images, as are the golden samples."
+            )
+        if counts.guarded:
+            lines.append(
+                f"The guard chooses among compressed candidates on all {counts.guarded} images of the held-out domains."
+            )
+        if self.unseen:
+            lines.append(f"Unseen classes: {', '.join(self.unseen)}. Their images are only measured on.")
+        return (
+            *lines,
+            f"Accuracies: {counts.test} test images (one in five of each domain, by hash of the name).",
         )
 
 

@@ -153,8 +153,7 @@ class VlmOod:
 
     def __init__(self, settings: Settings, vectors: ClassVectors) -> None:
         self._settings = settings
-        weights = (settings.distance_weight, settings.contrast_weight, settings.proximity_weight)
-        self.needs_teacher = any(weight > 0 for weight in weights)
+        self.needs_teacher = settings.asks_about_images
         self._vectors = torch.from_numpy(vectors.vectors.copy())
 
     def outputs(self) -> int:

@@ -68,6 +68,11 @@ class Settings:
     precision: Literal["auto", "float32"] = "float32"
     seed: int = 0
 
+    @property
+    def asks_about_images(self) -> bool:
+        """Whether vlm-ood has a term on; all but its cross-entropy look at the teacher's image embeddings."""
+        return self.distance_weight > 0 or self.contrast_weight > 0 or self.proximity_weight > 0
+
     def used(self) -> dict[str, Any]:
         """The values that this method reads: what its result depends on."""
         return {name: getattr(self, name) for name in (*_SHARED, *_READ[self.method])}

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 from vlkd_bench.samples import Sample
 from vlkd_runtime.errors import ConfigError, DataError
+from vlkd_runtime.vectors import ClassVectors
 
 NO_LABEL = -1
 
@@ -115,6 +116,18 @@ def restrict(samples: Sequence[Sample], classes: Sequence[str], kept: Sequence[s
     )
     _check_all_present(result, kept)
     return result
+
+
+def slice_vectors(vectors: ClassVectors, kept: Sequence[str]) -> ClassVectors:
+    """The vectors of some classes, in the order in which these are given.
+
+    Raises:
+        ConfigError: a class has no vector or is named twice.
+    """
+    _check_known(vectors.names, kept)
+    rows = [vectors.names.index(name) for name in kept]
+    prompts = tuple(vectors.prompts[row] for row in rows)
+    return dataclasses.replace(vectors, names=tuple(kept), vectors=vectors.vectors[rows], prompts=prompts)
 
 
 def k_shot(samples: Sequence[Sample], classes: Sequence[str], k: int, seed: int = 0) -> Shots:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,6 +62,34 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_bundle(root / "bundle", draft, files)
     pack(folder, root / "tiny.vlkd")
     return folder
+
+
+SMALL_BENCH = (
+    "data.demo_images=20",
+    "data.demo_held_out_images=20",
+    "student.arch=resnet10t",
+    "student.options={channels=[8, 16, 32, 64], stem_width=8}",
+    "student.image_size=32",
+    "student.pretrained=none",
+    "distill.batch_norm=train",
+    "distill.teacher_view=clean_cached",
+    "distill.epochs=1",
+    "distill.align_epochs=1",
+)
+
+
+@pytest.fixture
+def bench() -> Callable[..., tuple[int, dict[str, Any], str]]:
+    """Runs ``vlkd-edge bench VERB`` on a small demo: exit code, the printed object, what was said."""
+
+    def run(verb: str, out: Path, *words: str) -> tuple[int, dict[str, Any], str]:
+        settings = [word for value in SMALL_BENCH for word in ("--set", value)]
+        command = [sys.executable, "-m", "vlkd_edge", "bench", verb, "--json", "--out", str(out), *settings]
+        done = subprocess.run([*command, *words], capture_output=True, text=True, check=False, timeout=600)
+        lines = done.stdout.strip().splitlines()
+        return done.returncode, json.loads(lines[-1]) if lines else {}, done.stderr
+
+    return run
 
 
 @pytest.fixture

@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-SMALL = (
-    "data.demo_images=20",
-    "data.demo_held_out_images=20",
-    "student.arch=resnet10t",
-    "student.options={channels=[8, 16, 32, 64], stem_width=8}",
-    "student.image_size=32",
-    "student.pretrained=none",
-    "distill.batch_norm=train",
-    "distill.teacher_view=clean_cached",
-    "distill.epochs=1",
-    "distill.align_epochs=1",
-)
+Bench = Callable[..., tuple[int, dict[str, Any], str]]
 
 
-def bench(out: Path, *words: str) -> tuple[int, dict[str, Any], str]:
-    settings = [word for value in SMALL for word in ("--set", value)]
-    command = [sys.executable, "-m", "vlkd_edge", "bench", "dg", "--json", "--out", str(out), *settings]
-    done = subprocess.run([*command, *words], capture_output=True, text=True, check=False, timeout=600)
-    lines = done.stdout.strip().splitlines()
-    return done.returncode, json.loads(lines[-1]) if lines else {}, done.stderr
-
-
-def test_a_table_of_every_method_is_measured_once(tmp_path: Path) -> None:
+def test_a_table_of_every_method_is_measured_once(tmp_path: Path, bench: Bench) -> None:
     words = ("--held-out", "sketch", "--methods", "erm,kd,vl2v-adip,vlm-ood")
-    code, table, errors = bench(tmp_path, *words)
+    code, table, errors = bench("dg", tmp_path, *words)
     assert code == 0, errors
     assert [(row["method"], row["held_out"], row["seed"]) for row in table["rows"]] == [
         (name, "sketch", 0) for name in ("teacher", "erm", "kd", "vl2v-adip", "vlm-ood")
@@ -43,11 +23,16 @@ def test_a_table_of_every_method_is_measured_once(tmp_path: Path) -> None:
     assert table["rows"][0]["accuracy"] > 0.8
     assert len(table["stand_ins"]) == 2
     assert json.loads((tmp_path / "table.json").read_text()) == table
+    seen = {one["method"]: one for one in table["contract"]}
+    assert seen.keys() == {"erm", "kd", "vl2v-adip", "vlm-ood"}
+    assert seen["erm"]["teacher_views"] == "none" and seen["kd"]["teacher_views"] == "clean_cached"
+    assert seen["kd"]["held_out"] == ["sketch"] and "sketch" not in seen["kd"]["sources"]
+    assert "Held out: sketch. Training, calibration and selection never open" in " ".join(errors.split())
     assert "drawn by a program" in (tmp_path / "table.md").read_text()
     assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
 
     stages = {path: path.stat().st_mtime_ns for path in (tmp_path / "stages").iterdir()}
-    code, again, _ = bench(tmp_path, *words)
+    code, again, _ = bench("dg", tmp_path, *words)
     assert code == 0 and again == table
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "stages").iterdir()} == stages
 
@@ -63,17 +48,19 @@ def test_a_table_of_every_method_is_measured_once(tmp_path: Path) -> None:
     ],
     ids=["unknown method", "method twice", "seed", "no seed", "unknown domain"],
 )
-def test_mistakes_are_told_before_any_work(tmp_path: Path, words: tuple[str, ...], match: str) -> None:
-    code, answer, _ = bench(tmp_path, *words)
+def test_mistakes_are_told_before_any_work(
+    tmp_path: Path, words: tuple[str, ...], match: str, bench: Bench
+) -> None:
+    code, answer, _ = bench("dg", tmp_path, *words)
     assert code == 2
     assert match in answer["error"]["message"]
     assert not (tmp_path / "stages").exists()
 
 
-def test_a_folder_with_one_domain_only_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_one_domain_only_is_refused(tmp_path: Path, bench: Bench) -> None:
     for name in ("cat", "dog"):
         (tmp_path / "data" / "photo" / name).mkdir(parents=True)
         (tmp_path / "data" / "photo" / name / "1.png").write_bytes(b"")
-    code, answer, _ = bench(tmp_path / "out", "--dataset", str(tmp_path / "data"))
+    code, answer, _ = bench("dg", tmp_path / "out", "--dataset", str(tmp_path / "data"))
     assert code == 2
     assert "leave at least one to train on" in answer["error"]["message"]

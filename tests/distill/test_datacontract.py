@@ -58,6 +58,17 @@ def test_banner_counts_selection_and_bad_images() -> None:
     assert "chosen by 12 images" in text and "3 more cannot be decoded" in text and "domains a, b" in text
 
 
+def test_banner_names_the_guard_and_unseen_classes_where_there_are_any() -> None:
+    plain = DataContract.of("vlm-ood", ["a"], ["c"], "clean_cached", COUNTS)
+    counts = Counts(train=80, selection=0, calibration=0, test=20, guarded=400)
+    text = "\n".join(DataContract.of("vlm-ood", ["a"], ["c"], "none", counts, ["cat", "dog"]).banner())
+    assert "all 400 images of the held-out" in text and "Unseen classes: cat, dog." in text
+    assert "Calibration:" not in text and "no image is embedded" in text
+    bare = "\n".join(plain.banner())
+    assert "guard" not in bare and "Unseen" not in bare and "Calibration: 16 images" in bare
+    assert plain.as_json()["counts"]["train"] == 80 and plain.as_json()["text"] in bare
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

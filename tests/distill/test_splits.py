@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vlkd_bench.samples import Sample
 from vlkd_distill import splits
 from vlkd_runtime.errors import ConfigError, DataError
+from vlkd_runtime.vectors import ClassVectors
 
 NAMES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
 
@@ -162,3 +164,15 @@ def test_what_cannot_be_meant_is_said(
 ) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_vectors_of_some_classes_keep_their_rows_and_prompts() -> None:
+    rows = np.eye(3, 4, dtype=np.float32)
+    every = ClassVectors(("a", "b", "c"), rows, (("A",), ("B",), ("C",)), ("{}",), "test", "0" * 64, 10.0)
+    kept = splits.slice_vectors(every, ["c", "a"])
+    assert kept.names == ("c", "a") and kept.prompts == (("C",), ("A",))
+    assert (
+        np.array_equal(kept.vectors, rows[[2, 0]]) and kept.teacher_fingerprint == every.teacher_fingerprint
+    )
+    with pytest.raises(ConfigError, match="found 'd'"):
+        splits.slice_vectors(every, ["d"])

@@ -59,14 +59,68 @@ def bench_dg(
     Writes NAME.json, NAME.md and NAME.png; an interrupted table goes on where it was.
     """
     from .. import config as configuration
-    from ..leaveout import command_line, leave_one_out, parse_plan, write
+    from ..leaveout import KNOWN, command_line, leave_one_out, parse_plan, write
 
-    plan = parse_plan(methods, held_out, seeds)
+    plan = parse_plan(methods, held_out, seeds, KNOWN)
     settings = [*(setting or []), *([f"data.root={dataset}"] if dataset is not None else [])]
     loaded = configuration.load(config, var or [], settings)
     try:
-        words = command_line(plan, config, var or [], setting or [], dataset)
+        words = command_line(["dg"], plan, config, var or [], setting or [], dataset)
         table = leave_one_out(loaded, plan, out, cache or out / "cache", stderr(), words)
+    except KeyboardInterrupt:
+        print("Interrupted. What is finished is kept; the same command goes on.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    write(table, out, name)
+    if as_json:
+        print(json.dumps(table.as_json()))
+    else:
+        from rich.markdown import Markdown
+
+        stdout().print(Markdown(table.markdown()))
+
+
+def bench_disjoint(
+    dataset: Annotated[
+        str | None, typer.Option(help="Folder laid out as <domain>/<class>/<image>, or 'demo'.")
+    ] = None,
+    methods: Annotated[
+        str, typer.Option(help="Methods that predict by class vectors, or parts of vlm-ood: ce-only, ...")
+    ] = "ce-only,vlm-ood",
+    unseen: Annotated[
+        str, typer.Option(help="Unseen classes: a share, a number, names, or 'novel' for the second half.")
+    ] = "0.5",
+    held_out: Annotated[str, typer.Option(help="Domains to leave out, one at a time, or 'all'.")] = "all",
+    seeds: Annotated[
+        str, typer.Option(help="Seeds of training and of the draw of unseen classes, with commas.")
+    ] = "0",
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="vlkd.toml or a recipe; the demo's if absent.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")] = Path("vlkd-out/disjoint"),
+    cache: Annotated[Path | None, typer.Option(help="Where teacher embeddings are kept.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the table's files in the output folder.")] = "table",
+    var: Annotated[list[str] | None, typer.Option(help="name=value: override a variable of [vars].")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value: override any setting.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train on the images of some classes, measure on the others: in the sources and in a domain left out.
+
+    Writes NAME.json, NAME.md and NAME.png; an interrupted table goes on where it was.
+    """
+    from .. import config as configuration
+    from ..disjoint import KNOWN, class_disjoint
+    from ..leaveout import command_line, parse_plan, write
+
+    plan = parse_plan(methods, held_out, seeds, KNOWN)
+    settings = [*(setting or []), *([f"data.root={dataset}"] if dataset is not None else [])]
+    loaded = configuration.load(config, var or [], settings)
+    try:
+        words = command_line(
+            ["disjoint", "--unseen", unseen], plan, config, var or [], setting or [], dataset
+        )
+        table = class_disjoint(loaded, plan, unseen, out, cache or out / "cache", stderr(), words)
     except KeyboardInterrupt:
         print("Interrupted. What is finished is kept; the same command goes on.", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -1,0 +1,236 @@
+"""`vlkd-edge bench disjoint`: train on the images of some classes, measure on classes that nothing trained on.
+
+An unseen class is predicted by its vector alone: the student maps images into the teacher's space, and the
+class vectors of the part that is measured are put in place of those it trained with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from rich.console import Console
+
+from vlkd_bench.disjoint import CE_ONLY, DisjointCell, DisjointTable
+from vlkd_bench.leaveout import TEACHER
+from vlkd_bench.machine import read_machine
+from vlkd_bench.predictions import read_predictions, write_predictions
+from vlkd_bench.samples import Sample
+from vlkd_distill import splits
+from vlkd_distill.data import DomainDataset, content_key
+from vlkd_distill.datacontract import DataContract
+from vlkd_distill.specs import MethodName
+from vlkd_runtime import Classifier
+from vlkd_runtime.engines import open_engine
+from vlkd_runtime.vectors import ClassVectors
+from vlkd_runtime.vocabulary import VocabularyEngine
+
+from . import learn, ship
+from .build import check_beforehand
+from .config import Config
+from .facts import Images, contract, stand_ins
+from .leaveout import ALL, Plan, holding_out
+from .progress import Live
+from .stages import StageResult, Workspace, locked, versions
+
+# A classifier of its own logits has none for a class it never saw; data-free sees no image of any class.
+_CANNOT: frozenset[MethodName] = frozenset({"erm", "kd", "data-free"})
+_OFF: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        CE_ONLY: ("distance_weight", "contrast_weight", "proximity_weight"),
+        "ce-distance": ("contrast_weight", "proximity_weight"),
+        "ce-distance-contrast": ("proximity_weight",),
+    }
+)
+"""Parts of vlm-ood that can be measured by a name of their own: the weights that are 0."""
+
+KNOWN: tuple[str, ...] = (*_OFF, *(name for name in typing.get_args(MethodName) if name not in _CANNOT))
+HALF = "novel"
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """One division of the classes.
+
+    Attributes:
+        classes: all class names in label order.
+        seen: those whose images are learned from.
+        unseen: those met only when measured.
+    """
+
+    classes: tuple[str, ...]
+    seen: tuple[str, ...]
+    unseen: tuple[str, ...]
+
+    @classmethod
+    def of(cls, classes: Sequence[str], unseen: str, seed: int) -> Parts:
+        """Divide classes as ``--unseen`` says: ``novel``, a number, a share below 1, or names.
+
+        Raises:
+            ConfigError: it leaves too few classes or names one that does not exist.
+        """
+        if unseen == HALF:
+            return cls(tuple(classes), *splits.base_novel(classes))
+        words = tuple(word.strip() for word in unseen.split(","))
+        wanted: int | float | tuple[str, ...] = words
+        if len(words) == 1 and words[0] not in classes:
+            try:
+                wanted = float(words[0]) if "." in words[0] else int(words[0])
+            except ValueError:
+                wanted = words
+        return cls(tuple(classes), *splits.class_disjoint(classes, wanted, seed))
+
+
+def class_disjoint(
+    config: Config, plan: Plan, unseen: str, out: Path, cache: Path, console: Console, command: str
+) -> DisjointTable:
+    """Run every cell that is not done yet.
+
+    Args:
+        config: data, teacher, student and training; its held-out domains, method and seed are the plan's.
+        plan: which cells.
+        unseen: which classes are unseen, see `Parts.of`.
+        out: output folder; an interrupted table goes on from what lies there.
+        cache: where teacher embeddings are kept.
+        console: for people.
+        command: what to write down as the way to make the table again.
+
+    Raises:
+        UsageError: the caller's mistake, found before any long work where it can be.
+    """
+    domains = plan.held_out if plan.held_out != (ALL,) else learn.domains(config)
+    configs = [holding_out(config, name) for name in domains]
+    for one in configs:
+        check_beforehand(one)
+    Parts.of(learn.class_names(config), unseen, plan.seeds[0])
+    with locked(out):
+        live = Live(console)
+        learning = learn.Learning(config, Workspace(out, cache, live.say), live)
+        cells: list[DisjointCell] = []
+        contracts: list[Mapping[str, typing.Any]] = []
+        for position, one in enumerate(configs):
+            live.say(f"held out: {domains[position]} ({position + 1} of {len(domains)})")
+            for seed in plan.seeds:
+                done, seen = _seed(dataclasses.replace(learning, config=one), plan, unseen, seed)
+                cells += done
+                contracts += seen
+    distill = dataclasses.asdict(config.distill)
+    for name in ("method", "seed"):
+        del distill[name]
+    return DisjointTable(
+        cells=tuple(sorted(cells, key=lambda cell: (TEACHER, *plan.methods).index(cell.method))),
+        command=command,
+        machine=read_machine().describe().partition(", load ")[0],
+        teacher=config.teacher.model if config.teacher.model == "demo" else Path(config.teacher.model).name,
+        student=f"{config.student.arch} at {config.student.image_size} px, start weights {config.student.pretrained}",
+        settings=distill | {"templates": config.teacher.templates, "attributes": config.teacher.attributes},
+        stand_ins=stand_ins(config),
+        contract=tuple(contracts),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Tested:
+    """One part of the classes, as it is measured: test images labelled by the part, and its vectors."""
+
+    samples: tuple[Sample, ...]
+    vectors: StageResult
+
+
+def _seed(
+    learning: learn.Learning, plan: Plan, unseen: str, seed: int
+) -> tuple[list[DisjointCell], list[Mapping[str, typing.Any]]]:
+    """Every cell of one held-out domain and seed, and what each method saw."""
+    config = learning.config
+    dataset = learn.dataset(learning)
+    parts = Parts.of(dataset.classes, unseen, seed)
+    images = Images.split(dataset, config.data.held_out)
+    shown = dataclasses.replace(images, train=splits.restrict(images.train, parts.classes, parts.seen))
+    runs = {name: dataclasses.replace(learning, config=_with(config, name, seed)) for name in plan.methods}
+    for name, run in runs.items():
+        learning.live.banner(f"Data contract, {name}", _contract(run, dataset, shown, parts).banner())
+    key = learn.teacher_key(config)
+    every = learn.class_vectors(learning, dataset.classes, key)
+    store = learn.pixels(learning, shown.train)
+    usable = learn.usable(store, shown.train)
+    tested = [
+        _Tested(splits.restrict(images.test, parts.classes, names), _slice(learning, every, names))
+        for names in (parts.unseen, parts.seen)
+    ]
+
+    def cell(method: str, on_unseen: StageResult, on_seen: StageResult) -> DisjointCell:
+        rows = (
+            read_predictions(stage.folder / "predictions.jsonl", names)
+            for stage, names in ((on_unseen, parts.unseen), (on_seen, parts.seen))
+        )
+        name = "demo" if config.data.root == "demo" else Path(config.data.root).name
+        return DisjointCell.measure((name, method, config.data.held_out[0], seed), parts.unseen, *rows)
+
+    asked = [learn.teacher_predictions(learning, part.samples, part.vectors, key) for part in tested]
+    cells = [cell(TEACHER, *asked)]
+    contracts: list[Mapping[str, typing.Any]] = []
+    for name, run in runs.items():
+        learning.live.say(f"{name}, seed {seed}")
+        method = run.config.distill.method
+        trained = learn.train(run, method, shown.train, store, tested[1].vectors)
+        graph = learn.export(run, method, trained, store, shown.train, tested[1].vectors)
+        cells.append(cell(name, *[_answers(run, name, graph, part) for part in tested]))
+        seen = _contract(run, dataset, shown, parts, usable)
+        contracts.append(seen.as_json() | {"method": name, "seed": seed})
+    return cells, contracts
+
+
+def _with(config: Config, name: str, seed: int) -> Config:
+    """The configuration that a name of the table stands for."""
+    changes: dict[str, typing.Any] = {"method": "vlm-ood" if name in _OFF else name, "seed": seed}
+    changes |= dict.fromkeys(_OFF.get(name, ()), 0.0)
+    return dataclasses.replace(config, distill=dataclasses.replace(config.distill, **changes))
+
+
+def _contract(
+    run: learn.Learning,
+    dataset: DomainDataset,
+    images: Images,
+    parts: Parts,
+    usable: Sequence[Sample] | None = None,
+) -> DataContract:
+    config = run.config
+    sources = dataset.sources(config.data.held_out)
+    return contract(config, config.distill.method, sources, images, usable, parts.unseen)
+
+
+def _slice(learning: learn.Learning, every: StageResult, names: tuple[str, ...]) -> StageResult:
+    """The vectors of some classes, as a stage of their own."""
+
+    def work(folder: Path) -> None:
+        splits.slice_vectors(_load(every), names).save(folder / "class_vectors.safetensors")
+
+    return learning.workspace.stage("vectors-part", {"vectors": every.key, "names": list(names)}, work)
+
+
+def _answers(learning: learn.Learning, title: str, graph: StageResult, part: _Tested) -> StageResult:
+    """What the exported graph's embeddings say among the classes of one part."""
+    stored = _load(part.vectors)
+
+    def work(folder: Path) -> None:
+        engine = VocabularyEngine(open_engine(graph.folder / "model.onnx", engine="auto", threads=2), stored)
+        with Classifier(engine, learning.spec, stored.names, logit_scale=stored.logit_scale) as classifier:
+            rows = ship.watched(learning.live, f"evaluating {title}", classifier, part.samples)
+        write_predictions(folder / "predictions.jsonl", rows, stored.names)
+
+    inputs = {
+        "model": graph.key,
+        "vectors": part.vectors.key,
+        "images": content_key(part.samples),
+        "preprocess": dataclasses.asdict(learning.spec),
+        **versions("onnxruntime", "pillow", "vlkd-edge"),
+    }
+    return learning.workspace.stage(f"evaluate-{title}", inputs, work)
+
+
+def _load(stage: StageResult) -> ClassVectors:
+    return ClassVectors.load(stage.folder / "class_vectors.safetensors")
