@@ -6,16 +6,17 @@ user of the device will see.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from vlkd_runtime.errors import DataError
+from .jsonvalues import decode, encode
 
 WARMUP_MS = 200.0
 WARMUP_WINDOW = 10
@@ -41,6 +42,8 @@ class LatencyStats:
         p99_ms: 99th percentile; None below 1000 calls, where it would rest on fewer than ten of them.
         max_ms: Slowest call.
         p50_interval_ms: 95 % interval of the median.
+        p90_interval_ms: 95 % interval of the 90th percentile.
+        p95_interval_ms: 95 % interval of the 95th percentile.
         p99_interval_ms: 95 % interval of the 99th percentile; None where that is.
         cov: Coefficient of variation, standard deviation over mean.
         truncated: Whether the time limit came before the wanted number of calls.
@@ -59,6 +62,8 @@ class LatencyStats:
     p99_ms: float | None
     max_ms: float
     p50_interval_ms: tuple[float, float]
+    p90_interval_ms: tuple[float, float]
+    p95_interval_ms: tuple[float, float]
     p99_interval_ms: tuple[float, float] | None
     cov: float
     truncated: bool
@@ -68,21 +73,33 @@ class LatencyStats:
 
     def to_json(self) -> dict[str, object]:
         """Return the fields as JSON values."""
-        return asdict(self)
+        return encode(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LatencyStats:
         """Take back what `to_json` gave.
 
         Raises:
-            DataError: A field is missing or unknown.
+            DataError: A field is missing or no number.
         """
-        names = [field.name for field in fields(cls)]
-        if sorted(data) != sorted(names):
-            msg = f"Expected the fields {', '.join(names)}, found {', '.join(data)}: measure again."
-            raise DataError(msg)
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**values)
+        return decode(cls, data)
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Durations of several calls timed in turn.
+
+    Attributes:
+        samples_ns: Durations of each call, in the order measured; equally many of each.
+        warmup_calls: Rounds before, not counted.
+        settled: Whether warm-up ended because all times were stable.
+        truncated: Whether the time limit came before the wanted number of rounds.
+    """
+
+    samples_ns: Mapping[str, list[int]]
+    warmup_calls: int
+    settled: bool
+    truncated: bool
 
 
 def measure(
@@ -102,45 +119,81 @@ def measure(
         max_seconds: Time after which to stop in any case, warm-up included; one call is always timed.
         clock: Monotonic time in nanoseconds.
     """
+    series = measure_together(
+        {"call": call},
+        min_samples=min_samples,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+        clock=clock,
+    )
+    return summarise_latency(
+        series.samples_ns["call"],
+        warmup_calls=series.warmup_calls,
+        settled=series.settled,
+        wanted=(min_samples, min_seconds) if series.truncated else None,
+    )
+
+
+def measure_together(
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    min_samples: int = 1000,
+    min_seconds: float = 0.0,
+    max_seconds: float = 60.0,
+    clock: Callable[[], int] = time.perf_counter_ns,
+) -> Series:
+    """Time several calls in turn, one of each per round, after warming up until all their times settle.
+
+    In turn, so that a slow moment of the machine falls on all of them alike. The arguments are `measure`'s.
+    """
     started = clock()
     limit = started + int(max_seconds * 1e9)
-    warmup_calls, settled = _warm_up(call, clock, started, started + int(max_seconds * 1e9 / 4))
-    samples: list[int] = []
+    warmup_calls, settled = _warm_up(calls, clock, started, started + int(max_seconds * 1e9 / 4))
+    samples: dict[str, list[int]] = {name: [] for name in calls}
     first = clock()
-    while True:
-        before = clock()
-        call()
-        after = clock()
-        samples.append(after - before)
-        if len(samples) >= min_samples and after - first >= min_seconds * 1e9:
-            return summarise_latency(samples, warmup_calls=warmup_calls, settled=settled)
-        if after >= limit:
-            return summarise_latency(
-                samples, warmup_calls=warmup_calls, settled=settled, wanted=(min_samples, min_seconds)
-            )
+    for rounds in itertools.count(1):
+        for name, call in calls.items():
+            before = clock()
+            call()
+            samples[name].append(clock() - before)
+        now = clock()
+        enough = rounds >= min_samples and now - first >= min_seconds * 1e9
+        if enough or now >= limit:
+            return Series(samples, warmup_calls, settled, not enough)
+    raise AssertionError
 
 
 def _warm_up(
-    call: Callable[[], object], clock: Callable[[], int], started: int, limit: int
+    calls: Mapping[str, Callable[[], object]], clock: Callable[[], int], started: int, limit: int
 ) -> tuple[int, bool]:
     """Call until 200 ms have passed and two successive windows of calls have the same median within 2 %.
 
     Returns:
-        The number of calls and whether the time settled before the limit.
+        The number of rounds and whether all times settled before the limit.
     """
-    durations: list[int] = []
-    while True:
-        before = clock()
-        call()
-        after = clock()
-        durations.append(after - before)
-        if len(durations) >= 2 * WARMUP_WINDOW:
-            last = median(durations[-WARMUP_WINDOW:])
-            previous = median(durations[-2 * WARMUP_WINDOW : -WARMUP_WINDOW])
-            if after - started >= WARMUP_MS * 1e6 and abs(last - previous) <= WARMUP_TOLERANCE * previous:
-                return len(durations), True
-        if after >= limit:
-            return len(durations), False
+    durations: dict[str, list[int]] = {name: [] for name in calls}
+    for rounds in itertools.count(1):
+        for name, call in calls.items():
+            before = clock()
+            call()
+            durations[name].append(clock() - before)
+        now = clock()
+        if (
+            rounds >= 2 * WARMUP_WINDOW
+            and now - started >= WARMUP_MS * 1e6
+            and all(_level(series) for series in durations.values())
+        ):
+            return rounds, True
+        if now >= limit:
+            return rounds, False
+    raise AssertionError
+
+
+def _level(durations: list[int]) -> bool:
+    """Tell whether the medians of the last two windows agree."""
+    last = median(durations[-WARMUP_WINDOW:])
+    previous = median(durations[-2 * WARMUP_WINDOW : -WARMUP_WINDOW])
+    return abs(last - previous) <= WARMUP_TOLERANCE * previous
 
 
 def summarise_latency(
@@ -182,6 +235,8 @@ def summarise_latency(
         p99_ms=percentile(ordered, 0.99) if tail else None,
         max_ms=float(ordered[-1]),
         p50_interval_ms=percentile_interval(ordered, 0.50),
+        p90_interval_ms=percentile_interval(ordered, 0.90),
+        p95_interval_ms=percentile_interval(ordered, 0.95),
         p99_interval_ms=percentile_interval(ordered, 0.99) if tail else None,
         cov=cov,
         truncated=wanted is not None,

@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlkd_runtime.errors import DataError
+from .jsonvalues import decode, encode
+from .software import cuda_version, gpu_names, jetpack_version, tensorrt_version
 
 # Instruction sets that change the speed of a network on a CPU; x86 names, then Arm's.
 ISA_OF_INTEREST = (
@@ -49,6 +50,10 @@ class Machine:
         load_average: Mean number of busy tasks over the last minute, when measured.
         board: The board's name where the device tree tells it (a Jetson's does), or "".
         jetson_release: First line of the Jetson Linux release file, or "".
+        gpu: Its GPUs, or "".
+        jetpack: Version of JetPack, or "".
+        tensorrt: Version of TensorRT that the system has installed, or "".
+        cuda: Version of CUDA that the system has installed, or "".
     """
 
     cpu_model: str
@@ -62,30 +67,33 @@ class Machine:
     load_average: float
     board: str
     jetson_release: str
+    gpu: str = ""
+    jetpack: str = ""
+    tensorrt: str = ""
+    cuda: str = ""
 
     def to_json(self) -> dict[str, object]:
         """Return the fields as JSON values."""
-        return asdict(self)
+        return encode(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Machine:
         """Take back what `to_json` gave.
 
         Raises:
-            DataError: A field is missing or unknown.
+            DataError: A field is missing or of another type.
         """
-        names = [field.name for field in fields(cls)]
-        if sorted(data) != sorted(names):
-            msg = f"Expected the fields {', '.join(names)}, found {', '.join(data)}: measure again."
-            raise DataError(msg)
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**values)
+        return decode(cls, data)
 
     def describe(self) -> str:
         """Return one line for people."""
         memory = f"{self.memory_bytes / 2**30:.0f} GiB" if self.memory_bytes else "memory unknown"
         parts = [self.board] if self.board else []
+        if self.gpu and not self.board:
+            parts.append(self.gpu)
         parts += [self.cpu_model, f"{self.usable_cores} of {self.logical_cores} cores", memory, self.os]
+        versions = (("JetPack", self.jetpack), ("TensorRT", self.tensorrt))
+        parts += [f"{name} {version}" for name, version in versions if version]
         return ", ".join([*parts, f"Python {self.python}", f"load {self.load_average:.1f}"])
 
 
@@ -115,6 +123,10 @@ def read_machine(root: Path = Path("/")) -> Machine:
         load_average=load,
         board=_read(root / "proc/device-tree/model").strip("\0 \n"),
         jetson_release=_read(root / "etc/nv_tegra_release").split("\n", 1)[0].strip(),
+        gpu=", ".join(gpu_names(root)),
+        jetpack=jetpack_version(root),
+        tensorrt=tensorrt_version(root),
+        cuda=cuda_version(root),
     )
 
 

@@ -131,6 +131,11 @@ def write_predictions(path: Path, rows: Iterable[PredictionRow], names: Sequence
     Raises:
         DataError: A label or prediction has no name, or a number is not finite.
     """
+    write_text(path, format_predictions(rows, names))
+
+
+def format_predictions(rows: Iterable[PredictionRow], names: Sequence[str]) -> str:
+    """Return predictions as the JSON lines that `write_predictions` stores."""
     lines: list[str] = []
     for row in rows:
         for what, index in (("label", row.label), ("prediction", row.prediction)):
@@ -155,7 +160,7 @@ def write_predictions(path: Path, rows: Iterable[PredictionRow], names: Sequence
             row.similarity,
         )
         lines.append(json.dumps(dict(zip(KEYS, values, strict=True))))
-    write_text(path, "".join(line + "\n" for line in lines))
+    return "".join(line + "\n" for line in lines)
 
 
 def read_predictions(path: Path, names: Sequence[str] | None = None) -> tuple[PredictionRow, ...]:
@@ -174,16 +179,21 @@ def read_predictions(path: Path, names: Sequence[str] | None = None) -> tuple[Pr
     except (OSError, UnicodeDecodeError) as error:
         msg = f"Expected a predictions file (JSON lines, UTF-8) at {path}, found: {error}. Evaluate again."
         raise DataError(msg) from error
+    return parse_predictions(text, names, str(path))
+
+
+def parse_predictions(text: str, names: Sequence[str] | None, where: str) -> tuple[PredictionRow, ...]:
+    """Return the predictions in a text of JSON lines; `where` names it in errors. See `read_predictions`."""
     index_of = None if names is None else {name: index for index, name in enumerate(names)}
     rows = []
     # split("\n") and not splitlines(): a class name may hold U+2028, which ends a line for splitlines.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            rows.append(_parse(line, index_of, f"{path} line {number}"))
+            rows.append(_parse(line, index_of, f"{where} line {number}"))
     if not rows:
-        msg = f"Expected at least one prediction in {path}, found an empty file: evaluate again."
+        msg = f"Expected at least one prediction in {where}, found an empty file: evaluate again."
         raise DataError(msg)
-    _refuse_duplicates(rows, str(path))
+    _refuse_duplicates(rows, where)
     return tuple(rows)
 
 

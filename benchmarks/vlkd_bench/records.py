@@ -1,21 +1,25 @@
 """The log of measured runs: JSON lines that are only ever appended to.
 
-Each line holds ``schema``, ``kind``, ``when`` and ``data``. A process killed while writing leaves a damaged
-last line; it is reported when the log is read and never costs the lines around it.
+Each line is one object with ``schema``, ``kind`` and ``when``, and beside them the measurement's own fields. A
+process killed while writing leaves a damaged last line; it is reported when the log is read and never costs the
+lines around it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from vlkd_runtime.errors import DataError
 
-SCHEMA = 1
+SCHEMA = 2
+HEAD = ("schema", "kind", "when")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +28,17 @@ class Record:
 
     Attributes:
         kind: What was measured, for example "build" or "bench".
-        when: Time of writing, ISO 8601 in UTC.
-        data: The measurement, JSON values.
+        when: Time of the run, ISO 8601 in UTC.
+        data: The measurement's own fields, JSON values.
     """
 
     kind: str
     when: str
-    data: Mapping[str, object]
+    data: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that one line of the log holds."""
+        return {"schema": SCHEMA, "kind": self.kind, "when": self.when, **self.data}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +57,25 @@ class RecordLog:
     damaged: tuple[DamagedLine, ...]
 
 
+def new_record(kind: str, data: Mapping[str, object], *, when: datetime | None = None) -> Record:
+    """Stamp a measurement with its kind and the time.
+
+    Raises:
+        DataError: The data uses a name that the record's head needs.
+    """
+    if taken := [name for name in HEAD if name in data]:
+        msg = f"Expected no field called {', '.join(taken)} in a {kind!r} record: the record's head has it."
+        raise DataError(msg)
+    stamp = (when or datetime.now(timezone.utc)).astimezone(timezone.utc).isoformat(timespec="seconds")
+    return Record(kind, stamp, dict(data))
+
+
 def append_record(
     path: Path, kind: str, data: Mapping[str, object], *, when: datetime | None = None
 ) -> Record:
     """Add one record to the log in a single write, flushed to the disk.
+
+    If the write fails half way (a full disk), the log is cut back to what it was.
 
     Args:
         path: The log; it and its folder are created if missing.
@@ -62,25 +85,40 @@ def append_record(
 
     Raises:
         DataError: The data cannot be written as JSON (NaN and infinity included).
+        OSError: The file cannot be written.
     """
-    stamp = (when or datetime.now(timezone.utc)).astimezone(timezone.utc).isoformat(timespec="seconds")
+    record = new_record(kind, data, when=when)
+    append(path, record)
+    return record
+
+
+def append(path: Path, record: Record) -> None:
+    """Add a record that is stamped already; see `append_record`."""
     try:
-        line = json.dumps({"schema": SCHEMA, "kind": kind, "when": stamp, "data": data}, allow_nan=False)
+        line = json.dumps(record.to_json(), allow_nan=False)
     except (TypeError, ValueError) as error:
-        msg = f"Expected JSON values for a {kind!r} record in {path}, found: {error}. Nothing was written."
+        msg = f"Expected JSON values for a {record.kind!r} record in {path}, found: {error}. Nothing was written."
         raise DataError(msg) from error
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        # After a killed write the last line has no end; without one the new record would be glued to it.
-        file.seek(0, os.SEEK_END)
+    # Unbuffered: what a failed write leaves behind must be in the file, to be cut off, and not in a buffer
+    # that is written when the file is closed.
+    with path.open("ab+", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
         prefix = b""
-        if file.tell() > 0:
+        if size > 0:
+            # After a killed write the last line has no end; the new record must not be glued to it.
             file.seek(-1, os.SEEK_END)
             prefix = b"" if file.read(1) == b"\n" else b"\n"
-        file.write(prefix + line.encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    return Record(kind, stamp, dict(data))
+        data = prefix + line.encode() + b"\n"
+        try:
+            written = 0
+            while written < len(data):
+                written += file.write(data[written:]) or 0
+            os.fsync(file.fileno())
+        except BaseException:
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+            raise
 
 
 def read_records(path: Path) -> RecordLog:
@@ -101,7 +139,7 @@ def read_records(path: Path) -> RecordLog:
     for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
-        result = _parse(line)
+        result = parse_record(line)
         if isinstance(result, Record):
             records.append(result)
         else:
@@ -109,17 +147,22 @@ def read_records(path: Path) -> RecordLog:
     return RecordLog(tuple(records), tuple(damaged))
 
 
-def _parse(line: bytes) -> Record | str:
+def parse_record(line: bytes) -> Record | str:
     """Return the record of one line, or why there is none."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
         return f"not JSON, probably cut while it was written ({error})"
+    return record_of(value)
+
+
+def record_of(value: object) -> Record | str:
+    """Return the record that JSON values hold, or why they hold none."""
     if not isinstance(value, dict):
         return f"expected an object, found {type(value).__name__}"
     if value.get("schema") != SCHEMA:
         return f"expected schema {SCHEMA}, found {value.get('schema')!r}: written by another version"
-    kind, when, data = value.get("kind"), value.get("when"), value.get("data")
-    if not (isinstance(kind, str) and isinstance(when, str) and isinstance(data, dict)):
-        return "expected a text 'kind', a text 'when' and an object 'data'"
-    return Record(kind, when, data)
+    kind, when = value.get("kind"), value.get("when")
+    if not (isinstance(kind, str) and isinstance(when, str)):
+        return "expected a text 'kind' and a text 'when'"
+    return Record(kind, when, {name: item for name, item in value.items() if name not in HEAD})

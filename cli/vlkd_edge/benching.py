@@ -1,64 +1,222 @@
-"""The ``bench`` verb: latency of a bundle on the machine at hand."""
+"""The ``bench`` verb: latency, device state, power and accuracy of a bundle on the machine at hand, as one record."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from vlkd_bench.latency import measure
+from rich.console import Console
+
+from vlkd_bench.accuracydetail import AccuracyRecord, describe_accuracy
+from vlkd_bench.benchrecord import BenchRecord, BundleFacts, Setup
+from vlkd_bench.benchrun import Plan, run
+from vlkd_bench.devicestate import read_state
 from vlkd_bench.machine import read_machine
+from vlkd_bench.predictions import PredictionRow, evaluate
+from vlkd_bench.samples import Sample
 from vlkd_runtime import Classifier
+from vlkd_runtime.bundle import Bundle
+from vlkd_runtime.errors import ConfigError
+
+from .progress import Live
+
+# Parts of providers' names that say that a GPU runs the model.
+GPU_PROVIDERS = ("CUDA", "TensorRT", "Tensorrt", "NvTensorRtRtx")
 
 
-def bench(bundle: Path, *, samples: int, threads: int, engine: str) -> dict[str, Any]:
-    """Time predictions of a bundle's first golden image, prepared beforehand.
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the verb was asked for.
 
-    Returns:
-        A record: bundle, target, engine, provider, threads, latency and machine.
+    Attributes:
+        plan: What to measure of speed.
+        data: Folder of domains to measure accuracy on; None leaves accuracy out.
+        domains: Domains to take; all if empty.
+        split: "all" images, or the "test" images that no build trains on.
+        command: What was typed, without paths.
     """
-    from vlkd_runtime.bundle import Bundle
 
-    opened = Bundle.open(bundle)
-    image = opened.golden.images[0]
-    with Classifier.load(opened, engine=engine, threads=threads) as classifier:
-        stats = measure(lambda: classifier.predict(image), min_samples=samples)
+    plan: Plan
+    data: Path | None = None
+    domains: tuple[str, ...] = ()
+    split: Literal["all", "test"] = "all"
+    command: str = ""
+    root: Path = field(default=Path("/"))
+
+
+def bench(request: Request, console: Console) -> BenchRecord:
+    """Measure a bundle.
+
+    Raises:
+        BundleError: The bundle is damaged.
+        DataError: The folder, a domain or a class is missing or empty, or an image cannot be read.
+        UnavailableError: The engine is not installed, or a process failed.
+    """
+    live, plan = Live(console), request.plan
+    opened = Bundle.open(plan.bundle)
+    samples = find_samples(request, opened.manifest.classes) if request.data is not None else ()
+    before = read_state(request.root)
+    # Opened here once before anything is timed: an engine that must be built is built now, and what is wrong
+    # is said by the error it is.
+    with Classifier.load(opened, engine=plan.engine, threads=plan.threads) as classifier:
         info = classifier.info
-    machine = read_machine()
-    record = {
-        "bundle": str(bundle),
-        "digest": opened.manifest.digest,
-        "name": opened.manifest.name,
-        "target": opened.manifest.target,
-        "stand_in": opened.manifest.stand_in,
-        "engine": info.name,
-        "provider": info.provider,
-        "engine_version": info.version,
-        "threads": threads,
-        "timed": "predict() on one prepared image: engine call and probabilities; no decoding, no resizing",
-        "latency_ms": {"p50": stats.p50_ms, "p90": stats.p90_ms, "p99": stats.p99_ms},
-        "latency": stats.to_json(),
-        "machine": machine.to_json(),
-        "machine_words": machine.describe(),
-        "size_bytes": sum(len(data) for data in opened.files.values()),
-    }
-    plain: dict[str, Any] = json.loads(json.dumps(record))
-    return plain
+    on_gpu = any(part in info.provider for part in GPU_PROVIDERS)
+    with live.task("timing", None) as advance:
+
+        def progress(note: str) -> None:
+            advance(1, note=note)
+
+        measured = run(
+            replace(plan, image=plan.image or (samples[0].path if samples else None)),
+            on_gpu=on_gpu,
+            root=request.root,
+            progress=progress,
+        )
+    after = read_state(request.root)
+    accuracy = _accuracy(request, opened, samples, live) if samples else None
+    record = BenchRecord(
+        when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        bundle=BundleFacts(
+            name=opened.manifest.name,
+            digest=opened.manifest.digest,
+            target=opened.manifest.target,
+            precision=opened.manifest.model.precision,
+            size_bytes=sum(len(data) for data in opened.files.values()),
+            stand_in=opened.manifest.stand_in,
+        ),
+        setup=Setup(info.name, info.provider, info.version, plan.threads, info.batch),
+        machine=read_machine(request.root),
+        before=before,
+        after=after,
+        latency=measured.latency,
+        cold_start=measured.cold_start,
+        throughput=measured.throughput,
+        memory=measured.memory,
+        power=measured.power,
+        accuracy=accuracy,
+        notes=measured.notes,
+        command=request.command,
+    )
+    return replace(record, notes=(*record.notes, *record.disturbances, *_elsewhere(record)))
 
 
-def render(record: dict[str, Any]) -> str:
+def find_samples(request: Request, classes: Sequence[str]) -> tuple[Sample, ...]:
+    """Find the images to measure accuracy on, labelled in the bundle's order of classes.
+
+    Raises:
+        DataError: The folder, a domain or a class is missing or empty.
+        ConfigError: The split leaves a domain without images.
+    """
+    from vlkd_distill.data import scan, split_of
+
+    assert request.data is not None
+    dataset = scan(request.data, domains=request.domains, classes=classes)
+    chosen = tuple(
+        sample for sample in dataset.samples if request.split == "all" or split_of(sample.image) == "test"
+    )
+    empty = [name for name in dataset.domains if all(sample.domain != name for sample in chosen)]
+    if empty:
+        msg = (
+            f"Expected test images in every domain of {request.data}, found none in {', '.join(empty)}: one image in "
+            "five, by the hash of its name, is for testing. Add images, or take --split all."
+        )
+        raise ConfigError(msg)
+    return chosen
+
+
+def _accuracy(request: Request, opened: Bundle, samples: tuple[Sample, ...], live: Live) -> AccuracyRecord:
+    with (
+        Classifier.load(opened, engine=request.plan.engine, threads=request.plan.threads) as classifier,
+        live.task("classifying", len(samples)) as advance,
+    ):
+        rows: Sequence[PredictionRow] = evaluate(classifier, samples, _once(advance))
+    assert request.data is not None
+    return describe_accuracy(
+        rows,
+        opened.manifest.classes,
+        dataset=f"{request.data.resolve().name}, {len(samples)} images",
+        split=request.split,
+    )
+
+
+def _once(advance: Callable[..., None]) -> Callable[[int], None]:
+    return lambda _done: advance(1)
+
+
+def _elsewhere(record: BenchRecord) -> tuple[str, ...]:
+    if record.bundle.target.startswith("jetson") and "Jetson" not in record.machine.board:
+        return (f"this is not the {record.bundle.target}; measure there for its numbers",)
+    return ()
+
+
+def render(record: BenchRecord) -> str:
     """A record as lines for people."""
-    latency = record["latency"]
-    p99 = "needs 1000 calls" if latency["p99_ms"] is None else f"{latency['p99_ms']:.3f} ms"
     lines = [
-        f"{record['name']} for {record['target']}, {record['engine']} {record['engine_version']} "
-        f"({record['provider']}), {record['threads']} thread{'s' * (record['threads'] > 1)}",
-        f"on {record['machine_words']}",
-        f"p50 {latency['p50_ms']:.3f} ms   p90 {latency['p90_ms']:.3f} ms   p99 {p99}   "
-        f"max {latency['max_ms']:.3f} ms   n {latency['n']}",
-        f"timed: {record['timed']}",
-        *(f"note: {note}" for note in latency["notes"]),
+        f"{record.bundle.name} for {record.bundle.target}, {record.setup.describe()}",
+        f"on {record.machine.describe()}",
+        f"state: {record.before.describe()}",
+        "",
+        f"{'':<12}{'p50':>10}{'p90':>10}{'p95':>10}{'p99':>10}{'max':>10}  ms",
     ]
-    if record["target"].startswith("jetson") and "Jetson" not in record["machine_words"]:
-        lines.append(f"note: this is not the {record['target']}; measure there for its numbers")
+    for name, timing in record.latency.items():
+        stats = timing.stats
+        values = (stats.p50_ms, stats.p90_ms, stats.p95_ms, stats.p99_ms, stats.max_ms)
+        cells = "".join(f"{'–' if value is None else f'{value:.3f}':>10}" for value in values)
+        low, high = stats.p50_interval_ms
+        lines.append(f"{name.replace('_', ' '):<12}{cells}  p50 in {low:.3f} to {high:.3f}, n {stats.n}")
+    if record.latency["call"].stats.p99_ms is None:
+        lines.append("p99 needs 1000 calls")
+    cold, memory = record.cold_start, record.memory
+    lines += [
+        "",
+        f"cold start: {_middle(cold.total_ms):.0f} ms from process start to the first answer "
+        f"(median of {len(cold.total_ms)}; loading {_middle(cold.load_ms):.0f})",
+        f"memory: {max(memory.peak_resident_bytes) / 1e6:.0f} MB resident at most",
+    ]
+    if record.throughput:
+        rates = [
+            f"{row.images_per_s:.0f} ({row.images} a call, {row.threads} thread{'s' * (row.threads > 1)})"
+            for row in record.throughput
+        ]
+        lines.append("throughput, images/s: " + ", ".join(rates))
+    lines.append(_power(record))
+    if record.accuracy is not None:
+        lines += ["", *_accuracy_lines(record.accuracy)]
+    lines += [f"note: {note}" for note in record.notes]
+    for name, timing in record.latency.items():
+        lines += [f"note: {name.replace('_', ' ')}: {note}" for note in timing.stats.notes]
+    if record.bundle.stand_in:
+        lines.append(f"stand-in: {record.bundle.stand_in}")
     return "\n".join(lines)
+
+
+def _power(record: BenchRecord) -> str:
+    power = record.power
+    if power.load_w is None or power.joule_per_image is None or power.net_joule_per_image is None:
+        return f"power: {power.reason}"
+    return (
+        f"power: {power.load_w:.2f} W under load, {power.idle_w:.2f} W idle; {1e3 * power.joule_per_image:.2f} mJ an "
+        f"image, {1e3 * power.net_joule_per_image:.2f} above idle ({power.sensor}: {power.covers})"
+    )
+
+
+def _accuracy_lines(accuracy: AccuracyRecord) -> list[str]:
+    lines = [f"accuracy on {accuracy.dataset} ({accuracy.split})"]
+    for name, item in sorted(accuracy.domains.items(), key=lambda pair: pair[1].accuracy):
+        lines.append(
+            f"  {name:<20}{100 * item.accuracy:6.1f} %  {100 * item.lower:.1f} to {100 * item.upper:.1f}, n {item.n}"
+        )
+    low, high = accuracy.mean_interval
+    lines.append(
+        f"  {'mean of domains':<20}{100 * accuracy.mean:6.1f} %  {100 * low:.1f} to {100 * high:.1f}"
+    )
+    low, high = accuracy.ece_interval
+    lines.append(f"  {'calibration error':<20}{accuracy.ece:6.3f}    {low:.3f} to {high:.3f}")
+    return lines
+
+
+def _middle(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
 
+from vlkd_runtime.errors import ConfigError
+
+Word = TypeVar("Word", bound=str)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder or .vlkd archive.")]
 EngineName = Annotated[str, typer.Option(help="Inference engine; 'auto' takes the best one here.")]
@@ -25,3 +30,21 @@ def stderr() -> Console:
 def stdout() -> Console:
     """For results that people read."""
     return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 110)
+
+
+def choice(option: str, value: str, allowed: Sequence[Word]) -> Word:
+    """Return the allowed word that was given.
+
+    Raises:
+        ConfigError: It is none of them.
+    """
+    for word in allowed:
+        if word == value:
+            return word
+    msg = f"{option}: expected one of {', '.join(allowed)}, found '{value}'."
+    raise ConfigError(msg)
+
+
+def command_words(arguments: Sequence[str]) -> str:
+    """Return the command as typed, with the names of files and folders in place of their paths."""
+    return shlex.join(["vlkd-edge", *(Path(word).name if "/" in word else word for word in arguments)])

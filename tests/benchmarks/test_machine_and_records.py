@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import errno
 import json
 import platform
 import socket
+import subprocess
+import sys
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -90,8 +93,8 @@ def test_a_truncated_line_is_reported_and_costs_nothing_else(tmp_path: Path) -> 
     [
         ("{", "not JSON"),
         ("[]", "expected an object, found list"),
-        ('{"schema": 99}', "expected schema 1, found 99"),
-        ('{"schema": 1, "kind": "a", "when": "b", "data": []}', "an object 'data'"),
+        ('{"schema": 99}', "expected schema 2, found 99"),
+        ('{"schema": 2, "kind": "a", "when": 3}', "a text 'when'"),
         ("\udcff", "not JSON"),
     ],
     ids=["cut", "no object", "other version", "wrong types", "not UTF-8"],
@@ -114,6 +117,39 @@ def test_values_outside_json_are_refused(tmp_path: Path, value: object) -> None:
     with pytest.raises(DataError, match="Nothing was written"):
         append_record(path, "one", {"x": value})
     assert not path.exists()
+
+
+def test_a_field_of_the_records_head_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no field called when"):
+        append_record(tmp_path / "runs.jsonl", "one", {"when": 3})
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from vlkd_bench.records import append_record
+path = Path(sys.argv[1])
+size = path.stat().st_size
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + 40, size + 40))
+try:
+    append_record(path, "two", {"x": "y" * 1000})
+except OSError as error:
+    print(error.errno)
+"""
+
+
+def test_a_full_disk_costs_the_new_record_alone(tmp_path: Path) -> None:
+    """The limit on a file's size stands in for the disk's end: both cut a write in the middle."""
+    path = tmp_path / "runs.jsonl"
+    append_record(path, "one", {"x": 1})
+    before = path.read_bytes()
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert int(done.stdout) == errno.EFBIG
+    assert path.read_bytes() == before
+    append_record(path, "three", {})
+    assert [record.kind for record in read_records(path).records] == ["one", "three"]
 
 
 def test_a_missing_log_is_refused(tmp_path: Path) -> None:

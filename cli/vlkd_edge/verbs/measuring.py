@@ -9,30 +9,62 @@ from typing import Annotated
 
 import typer
 
-from ..options import BundlePath, EngineName, Json, stderr, stdout
+from ..options import BundlePath, EngineName, Json, choice, command_words, stderr, stdout
 
 
 def bench(
     bundle: BundlePath,
-    samples: Annotated[int, typer.Option(min=10, help="Timed calls; a p99 needs 1000.")] = 1000,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder laid out as <domain>/<class>/<image>: measure accuracy on it as well."),
+    ] = None,
+    domains: Annotated[
+        str, typer.Option(help="Domains to take, with commas between them; all if empty.")
+    ] = "",
+    split: Annotated[
+        str, typer.Option(help="'all' images of the folder, or the 'test' ones that no build trains on.")
+    ] = "all",
+    samples: Annotated[int, typer.Option(min=10, help="Timed calls of each kind; a p99 needs 1000.")] = 1000,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes they are divided among; their differences are the noise.")
+    ] = 8,
+    max_seconds: Annotated[float, typer.Option(min=1, help="Most seconds of timed calls.")] = 120.0,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the engine.")] = 1,
     engine: EngineName = "auto",
+    image: Annotated[
+        Path | None, typer.Option(help="Image file to time; the first of --data if absent.")
+    ] = None,
+    throughput: Annotated[bool, typer.Option(help="Measure throughput by batch and by threads.")] = True,
+    power: Annotated[bool, typer.Option(help="Measure power, where there is a sensor.")] = True,
     record: Annotated[Path | None, typer.Option(help="Append the record to this JSON-lines file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Time a bundle on this machine: latency percentiles of one prediction, decoding apart."""
+    """Measure a bundle on this machine: latency, cold start, memory, power, device state, accuracy by domain."""
+    from vlkd_bench.benchrun import Plan
+
+    from ..benching import Request, render
     from ..benching import bench as run
-    from ..benching import render
 
-    result = run(bundle, samples=samples, threads=threads, engine=engine)
+    plan = Plan(bundle, engine, threads, samples, processes, max_seconds, image, throughput, power)
+    chosen = tuple(word.strip() for word in domains.split(",") if word.strip())
+    try:
+        result = run(
+            Request(
+                plan, data, chosen, choice("--split", split, ("all", "test")), command_words(sys.argv[1:])
+            ),
+            stderr(),
+        )
+    except KeyboardInterrupt:
+        print("Interrupted. No record was written.", file=sys.stderr)
+        raise typer.Exit(130) from None
     if record is not None:
-        from vlkd_bench.records import append_record
+        from vlkd_bench.records import append
 
-        append_record(record, "bench", result)
+        append(record, result.to_record())
     if as_json:
-        print(json.dumps(result))
+        print(json.dumps(result.to_record().to_json(), allow_nan=False))
     else:
-        stdout().print(render(result), markup=False, highlight=False)
+        stdout().print(render(result), markup=False, highlight=False, soft_wrap=True)
 
 
 def bench_dg(

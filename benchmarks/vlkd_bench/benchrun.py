@@ -1,0 +1,284 @@
+"""Runs a bundle in processes of its own and puts together what they say: latency, cold start, memory, power."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import vlkd_runtime
+from vlkd_runtime.bundle import Bundle
+from vlkd_runtime.errors import UnavailableError
+
+from .benchrecord import (
+    TIMED,
+    ColdStart,
+    MemoryUse,
+    PowerUse,
+    ProcessRun,
+    ThroughputRow,
+    Timing,
+)
+from .latency import percentile, summarise_latency
+from .powermeter import Load, measure_power
+from .probe import PROGRAM
+from .sensors import find_sensor
+from .software import read
+
+BATCHES = (1, 4, 16)
+THROUGHPUT_SECONDS = 0.4
+LOAD_SECONDS = 10.0
+GRACE_SECONDS = 120.0
+# Run-to-run differences above this are said: they, and not the spread within a run, limit what can be compared.
+UNSTEADY_RUNS = 0.025
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        bundle: The bundle's folder or archive.
+        engine: Engine's name, or "auto".
+        threads: Threads of the engine.
+        samples: Timed calls of each kind, over all processes.
+        processes: Processes they are divided among.
+        max_seconds: Time for all of them together.
+        image: Image file for the end-to-end time; the first golden image, as PNG, if None.
+        throughput: Whether to measure throughput.
+        power: Whether to measure power, where there is a sensor.
+    """
+
+    bundle: Path
+    engine: str = "auto"
+    threads: int = 1
+    samples: int = 1000
+    processes: int = 8
+    max_seconds: float = 120.0
+    image: Path | None = None
+    throughput: bool = True
+    power: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the processes found."""
+
+    latency: Mapping[str, Timing]
+    cold_start: ColdStart
+    throughput: tuple[ThroughputRow, ...]
+    memory: MemoryUse
+    power: PowerUse
+    notes: tuple[str, ...]
+
+
+def run(
+    plan: Plan, *, on_gpu: bool, root: Path = Path("/"), progress: Callable[[str], None] = lambda _: None
+) -> Measured:
+    """Measure a bundle.
+
+    Args:
+        plan: What to measure.
+        on_gpu: Whether the engine runs on a GPU, which decides what power sensor fits.
+        root: Where /proc and /sys are found; another folder in tests.
+        progress: Called with a few words before each process.
+
+    Raises:
+        UnavailableError: A process failed or did not end.
+    """
+    with _image(plan) as image:
+        base = {
+            "bundle": str(plan.bundle),
+            "engine": plan.engine,
+            "threads": plan.threads,
+            "image": str(image),
+        }
+        samples = -(-plan.samples // plan.processes)
+        limit = plan.max_seconds / plan.processes
+        request = {**base, "action": "latency", "samples": samples, "max_seconds": limit}
+        available = _available_bytes(root)
+        answers = []
+        with Watch(lambda: _available_bytes(root)) as watch:
+            for number in range(1, plan.processes + 1):
+                progress(f"process {number} of {plan.processes}")
+                answers.append(start(request, limit))
+        latency: dict[str, Timing] = {name: _timing(name, answers, plan) for name in TIMED}
+        power = PowerUse("", "", "not asked for")
+        if plan.power:
+            progress("power")
+            load = {**base, "action": "load", "seconds": LOAD_SECONDS}
+            power = measure_power(find_sensor(root, on_gpu=on_gpu), lambda: _load(load))
+        return Measured(
+            latency=latency,
+            cold_start=ColdStart(
+                total_ms=tuple(answer["total_ms"] for answer in answers),
+                load_ms=tuple(answer["load_ms"] for answer in answers),
+                first_call_ms=tuple(answer["first_call_ms"] for answer in answers),
+            ),
+            throughput=_throughput(base, plan, progress) if plan.throughput else (),
+            memory=MemoryUse(
+                peak_resident_bytes=tuple(answer["peak_resident_bytes"] for answer in answers),
+                available_before_bytes=available,
+                available_least_bytes=min(watch.values, default=None),
+                device_bytes=None,
+            ),
+            power=power,
+            notes=_notes(latency),
+        )
+
+
+def start(request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """Run one process and return its answer; it is ended if this process is interrupted.
+
+    Raises:
+        UnavailableError: It failed, or did not end within `seconds` and some grace.
+    """
+    folders = [str(Path(package).parents[1]) for package in (vlkd_runtime.__file__, __file__)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")])}
+    began = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, json.dumps(request)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    try:
+        out, errors = process.communicate(timeout=seconds + GRACE_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        msg = (
+            f"Expected a process that measures for {seconds:.0f} s to end, found it running {GRACE_SECONDS:.0f} s "
+            "longer: the bundle takes too long to load or to run here. Measure fewer samples."
+        )
+        raise UnavailableError(msg) from error
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    lines = out.strip().splitlines()
+    if process.returncode != 0 or not lines:
+        last = errors.strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
+        msg = f"Expected the bundle to run in a process of its own, found: {last[0]}. Check it with 'vlkd-edge verify'."
+        raise UnavailableError(msg)
+    answer: dict[str, Any] = json.loads(lines[-1])
+    # Both clocks are the system's monotonic one, so that the interpreter's own start counts as well.
+    answer["total_ms"] = 1e3 * (answer["answered_s"] - began)
+    return answer
+
+
+class Watch:
+    """Collects a value ten times a second, for what only a look from outside can show."""
+
+    def __init__(self, value: Callable[[], int | None], interval_s: float = 0.1) -> None:
+        self.values: list[int] = []
+        self._value, self._interval = value, interval_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(self._interval):
+            found = self._value()
+            if found is not None:
+                self.values.append(found)
+
+
+@contextlib.contextmanager
+def _image(plan: Plan) -> Iterator[Path]:
+    """Give the image file to time: the one asked for, or the first golden image."""
+    if plan.image is not None:
+        yield plan.image
+        return
+    from PIL import Image
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "golden.png"
+        Image.fromarray(Bundle.open(plan.bundle).golden.images[0]).save(path)
+        yield path
+
+
+def _timing(name: str, answers: Sequence[Mapping[str, Any]], plan: Plan) -> Timing:
+    """Put the processes' durations together; percentiles are of all calls, in the order measured."""
+    everything = [value for answer in answers for value in answer["samples_ns"][name]]
+    truncated = any(answer["truncated"] for answer in answers)
+    return Timing(
+        what=TIMED[name],  # type: ignore[index]
+        stats=summarise_latency(
+            everything,
+            warmup_calls=sum(answer["warmup_calls"] for answer in answers),
+            settled=all(answer["settled"] for answer in answers),
+            wanted=(plan.samples, 0.0) if truncated else None,
+        ),
+        runs=tuple(process_run(answer["samples_ns"][name]) for answer in answers),
+    )
+
+
+def process_run(samples_ns: Sequence[int]) -> ProcessRun:
+    """Return the percentiles of one process."""
+    ordered = np.sort(np.asarray(samples_ns, dtype=np.float64)) / 1e6
+    return ProcessRun(len(ordered), *(percentile(ordered, share) for share in (0.5, 0.9, 0.95)))
+
+
+def _notes(latency: Mapping[str, Timing]) -> tuple[str, ...]:
+    notes = []
+    for name, timing in latency.items():
+        medians = np.array([run.p50_ms for run in timing.runs])
+        if len(medians) > 1:
+            spread = float(medians.std(ddof=1) / medians.mean())
+            if spread > UNSTEADY_RUNS:
+                notes.append(
+                    f"{name}: the medians of {len(medians)} processes differ by {100 * spread:.1f} % of their mean "
+                    f"(steady is below {100 * UNSTEADY_RUNS:.1f} %); changes smaller than that cannot be seen"
+                )
+    return tuple(notes)
+
+
+def _load(request: Mapping[str, Any]) -> Load:
+    answer = start(request, request["seconds"])
+    return Load(answer["start_s"], answer["end_s"], answer["images"])
+
+
+def _throughput(
+    base: Mapping[str, Any], plan: Plan, progress: Callable[[str], None]
+) -> tuple[ThroughputRow, ...]:
+    """Measure batches with the plan's threads, and single images with other numbers of threads."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    doubled = [2**power for power in range(usable.bit_length()) if 2**power <= usable]
+    rows = []
+    for threads in sorted({*doubled, usable, plan.threads}):
+        progress(f"throughput, {threads} thread{'s' * (threads > 1)}")
+        batches = list(BATCHES) if threads == plan.threads else [1]
+        request = {**base, "threads": threads, "action": "throughput", "batches": batches}
+        answer = start({**request, "seconds": THROUGHPUT_SECONDS}, 60.0)
+        rows += [
+            ThroughputRow(row["images"], threads, row["images_per_s"], row["calls"]) for row in answer["rows"]
+        ]
+    return tuple(rows)
+
+
+def _available_bytes(root: Path) -> int | None:
+    """Return the main memory that is free for use, or None where the system does not tell."""
+    for line in read(root / "proc/meminfo").splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable" and value.split()[:1] and value.split()[0].isdigit():
+            return int(value.split()[0]) * 1024
+    return None

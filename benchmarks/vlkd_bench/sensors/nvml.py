@@ -1,0 +1,73 @@
+"""Desktop and server GPUs through NVIDIA's management library, if the package nvidia-ml-py is there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .base import NoSensor, Reading
+
+
+class Nvml:
+    """One GPU board."""
+
+    name = "nvml"
+
+    def __init__(self, library: Any, index: int) -> None:
+        self._library = library
+        self._handle = library.nvmlDeviceGetHandleByIndex(index)
+        title = library.nvmlDeviceGetName(self._handle)
+        self._title = title.decode() if isinstance(title, bytes) else str(title)
+
+    @property
+    def covers(self) -> str:
+        """What its watts are the power of."""
+        return f"the GPU board {self._title}, without the host"
+
+    def read(self) -> Reading | None:
+        """Return the power now, or None where the driver does not tell."""
+        try:
+            watts = self._library.nvmlDeviceGetPowerUsage(self._handle) / 1e3
+        except self._library.NVMLError:
+            return None
+        return Reading(watts, {self._title: watts})
+
+    def memory_bytes(self, process: int) -> int | None:
+        """Return the GPU memory that a process holds, or None where the driver does not tell."""
+        try:
+            found = self._library.nvmlDeviceGetComputeRunningProcesses(self._handle)
+        except self._library.NVMLError:
+            return None
+        used = [entry.usedGpuMemory for entry in found if entry.pid == process]
+        return int(used[0]) if used and used[0] is not None else None
+
+    def close(self) -> None:
+        """Let go of the library."""
+        self._library.nvmlShutdown()
+
+
+def open_nvml(library: Any = None, index: int = 0) -> Nvml | NoSensor:
+    """Open one GPU.
+
+    Args:
+        library: The module ``pynvml``, or one like it in tests; imported if None.
+        index: Which GPU.
+    """
+    if library is None:
+        try:
+            import pynvml
+        except ImportError:
+            return NoSensor(("NVML: the package nvidia-ml-py is not installed",))
+        library = pynvml
+    try:
+        library.nvmlInit()
+    except library.NVMLError as error:
+        return NoSensor((f"NVML: {error}",))
+    try:
+        sensor = Nvml(library, index)
+    except library.NVMLError as error:
+        library.nvmlShutdown()
+        return NoSensor((f"NVML: {error}",))
+    if sensor.read() is None:
+        sensor.close()
+        return NoSensor(("NVML: this GPU does not tell its power",))
+    return sensor
