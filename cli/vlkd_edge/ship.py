@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from vlkd_compress.ranges import Method
 
 GOLDEN_IMAGES = 8
-PREFLIGHT_PACKAGES = ("onnxruntime-ep-nv-tensorrt-rtx-cu13", "tensorrt-cu13-bindings")
+PREFLIGHT_PACKAGES = ("onnxruntime-ep-nv-tensorrt-rtx-cu13", "tensorrt-cu13-bindings", "onnxruntime", "onnx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,19 +204,23 @@ def precision(candidate: Candidate) -> str:
 
 
 def preflight(ship: Shipping, compressed: Compressed) -> Mapping[str, Any] | None:
-    """Show the graph to TensorRT's real parser and builder; see ``vlkd_compress.preflight``."""
+    """Hold the graph against its target's rules and a real builder; see ``vlkd_compress.preflight``."""
     from vlkd_compress.preflight import run_preflight
 
     if compressed.chosen is None:
         return None
-    model = compressed.chosen.path
+    model, target = compressed.chosen.path, ship.config.device()
 
     def work(folder: Path) -> None:
         with ship.live.task("TensorRT preflight", None):
-            result = run_preflight(model)
+            result = run_preflight(model, target)
         write_text(folder / "preflight.json", json.dumps(dataclasses.asdict(result), indent=1))
 
-    inputs = {"model": compressed.key, **versions(*PREFLIGHT_PACKAGES)}
+    inputs = {
+        "model": compressed.key,
+        "target": dataclasses.asdict(target),
+        **versions(*PREFLIGHT_PACKAGES, "vlkd-edge"),
+    }
     stage = ship.workspace.stage("preflight", inputs, work)
     result: dict[str, Any] = json.loads((stage.folder / "preflight.json").read_text())
     if not result["answered"]:  # a time-out or a missing package is no verdict to keep

@@ -22,7 +22,7 @@ rule                what it asks
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,12 +80,12 @@ def check_dialect_model(model: onnx.ModelProto) -> tuple[Finding, ...]:
     """Return each breach of the rules in a model whose nodes all have names."""
     graph = Graph(model)
     found: list[Finding] = []
-    for rule in (_header, _inputs, _shapes, _parameters, _weights, _placement, _head):
+    for rule in (_opset, *CHECKS):
         found.extend(rule(graph))
     return tuple(found)
 
 
-def _header(graph: Graph) -> Iterator[Finding]:
+def _opset(graph: Graph) -> Iterator[Finding]:
     for item in graph.model.opset_import:
         if item.domain in STANDARD_DOMAINS and item.version not in OPSETS:
             message = (
@@ -97,7 +97,11 @@ def _header(graph: Graph) -> Iterator[Finding]:
             yield Finding(
                 "opset", node.name, f"expected standard operators, found {node.domain}.{node.op_type}"
             )
-        elif node.op_type in FORBIDDEN:
+
+
+def _operators(graph: Graph) -> Iterator[Finding]:
+    for node in graph.model.graph.node:
+        if node.domain in STANDARD_DOMAINS and node.op_type in FORBIDDEN:
             yield Finding(
                 "operator", node.name, f"{node.op_type} has no place in a TensorRT engine: rewrite the model"
             )
@@ -204,3 +208,15 @@ def _dequantizer(graph: Graph, tensor: str) -> onnx.NodeProto | None:
     """Return the DequantizeLinear that makes a tensor, or None."""
     node = graph.producers.get(tensor)
     return node if node is not None and node.op_type == DEQUANTIZE else None
+
+
+# Everything but the opset, of which each target has a say.
+CHECKS: tuple[Callable[[Graph], Iterator[Finding]], ...] = (
+    _operators,
+    _inputs,
+    _shapes,
+    _parameters,
+    _weights,
+    _placement,
+    _head,
+)

@@ -156,8 +156,9 @@ def test_rules_are_checked_where_tensorrt_is_missing(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     result = run_preflight(make_student(tmp_path / "dynamic.onnx", dynamic=True))
-    assert result.verdict == "not run"
-    assert {finding.rule for finding in result.findings} == {"static-shape"}
+    assert (result.verdict, result.engine) == ("fail", None)
+    assert {(finding.id, finding.node) for finding in result.findings} == {("VP005", "image")}
+    assert re.search("VP005 static-shape at image.*no engine was asked: The package", result.reason)
 
 
 def test_a_damaged_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

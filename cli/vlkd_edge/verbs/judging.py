@@ -7,18 +7,41 @@ from typing import Annotated
 
 import typer
 
-from ..options import Json, stdout
+from ..options import Json, TargetsFile, stdout
 
 
 def preflight(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="ONNX file, bundle folder or .vlkd archive.")
-    ],
+        Path | None, typer.Argument(metavar="MODEL", help="ONNX file, bundle folder or .vlkd archive.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Device; see 'vlkd-edge targets'. A bundle's own, or jetson.")
+    ] = None,
+    targets_file: TargetsFile = None,
+    dla: Annotated[
+        bool, typer.Option("--dla", help="It is meant for the deep learning accelerator.")
+    ] = False,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds the builder may take.")] = 120.0,
+    rules: Annotated[bool, typer.Option("--rules", help="List the rules with reasons and sources.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show a graph to TensorRT's real parser and builder; no GPU is needed."""
-    from ..preflighting import preflight as run
+    """Hold a graph against a target's rules, then show it to a real parser and builder; no GPU is needed."""
+    from .. import preflighting, targets
 
-    code = run(model, timeout, as_json, stdout())
+    if rules:
+        preflighting.print_rules(as_json, stdout())
+        return
+    if model is None:
+        msg = "expected MODEL, an ONNX file or a bundle"
+        raise typer.BadParameter(msg)
+    own = targets.load(targets_file)
+    code = preflighting.preflight(
+        model,
+        lambda name: targets.find(name, own),
+        target,
+        timeout,
+        accelerator=dla,
+        as_json=as_json,
+        console=stdout(),
+    )
     raise typer.Exit(code)
