@@ -12,6 +12,7 @@ from vlkd_runtime.errors import DataError
 
 from .bounds import wilson
 from .predictions import PredictionRow
+from .samples import ABSENT
 
 ECE_BINS = 15
 
@@ -56,11 +57,12 @@ class AccuracySummary:
 
 
 def summarise(rows: Sequence[PredictionRow]) -> AccuracySummary:
-    """Count right answers per domain and put intervals on them.
+    """Count right answers per domain and put intervals on them; images of absent classes do not count.
 
     Raises:
         DataError: There are no rows.
     """
+    rows = [row for row in rows if row.label != ABSENT]
     if not rows:
         msg = "Expected at least one prediction to summarise, found none: evaluate the model first."
         raise DataError(msg)

@@ -46,6 +46,10 @@ class Confusion:
     count: int
 
 
+def _short(value: float | None) -> float | None:
+    return None if value is None else round(value, DIGITS)
+
+
 @dataclass(frozen=True, slots=True)
 class PackedPredictions:
     """The answers image by image, so that two records can be paired: JSON lines, zlib, base64.
@@ -62,7 +66,7 @@ class PackedPredictions:
     def pack(cls, rows: Sequence[PredictionRow], names: Sequence[str]) -> PackedPredictions:
         """Pack predictions; probabilities and similarities keep six digits."""
         short = [
-            replace(row, probability=round(row.probability, DIGITS), similarity=round(row.similarity, DIGITS))
+            replace(row, probability=_short(row.probability), similarity=_short(row.similarity))
             for row in rows
         ]
         text = format_predictions(short, names)
@@ -212,7 +216,7 @@ def _ece_interval(rows: Sequence[PredictionRow], seed: int) -> tuple[float, floa
     groups: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         groups.setdefault(row.domain, []).append(index)
-    probability = np.array([row.probability for row in rows])
+    probability = np.array([row.probability for row in rows], dtype=np.float64)
     gap = np.array([row.correct for row in rows], dtype=float) - probability
     bins = np.clip(np.ceil(probability * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
     members = [np.array(group) for group in groups.values()]

@@ -9,32 +9,32 @@ How risks are shared among several domains, with ``alpha = 1 - confidence``:
   bound at level ``1 - alpha`` is within budget. Were one domain truly over budget, its own bound alone would
   have to err, so a false pass has probability at most ``alpha`` with no correction for the number of domains
   (an intersection-union test). By the same argument the largest upper bound is a ``1 - alpha`` bound of the
-  worst domain's drop.
+  worst domain's drop. Further criteria (flips, calibration error, rejection of unknowns) join at no cost in risk.
 * A *fail* claims that at least one drop is over budget, so each of the ``m`` criteria is one more chance to
   err: lower bounds are taken at level ``1 - alpha / m`` (Bonferroni).
-* If ``c`` candidates are judged on the same images and the first to pass is shipped, each is one more chance
-  for a false pass: ``GuardBudget.candidates`` replaces ``alpha`` by ``alpha / c``.
+* If several candidates are judged on the same images, or one is judged on more and more of them, each judgement spends
+  a share of ``alpha``, `GuardBudget.share`; `spending` says which, and why that holds.
 
 References:
     R. L. Berger, "Multiparameter hypothesis testing and acceptance sampling", Technometrics 24 (1982).
     O. J. Dunn, "Multiple comparisons among means", JASA 56 (1961).
-    The bounds' own references are in `bounds` and `discordance`.
+    The bounds' own references are in `bounds`, `discordance`, `ece_change` and `rejection`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Literal
 
 from vlkd_runtime.errors import DataError
 
-from .accuracy import expected_calibration_error
-from .bounds import mcnemar_p
-from .discordance import Discordance, DropBound, DropBounds, bound_drops
+from .bounds import exact_lower, exact_upper, mcnemar_p
+from .discordance import POINTS, Discordance, DropBound, DropBounds, SharedSources, bound_drops, share_sources
+from .ece_change import bound_ece_change
+from .pairing import Pairs, pair
 from .predictions import PredictionRow
+from .rejection import bound_rejection_drop
 from .sample_size import images_needed
-from .verdict import DomainDrop, GuardBudget, GuardVerdict, PairedComparison, Verdict
+from .verdict import Criterion, DomainDrop, GuardBudget, GuardVerdict, PairedComparison, Verdict
 from .verdict_text import explain
 
 __all__ = [
@@ -47,8 +47,6 @@ __all__ = [
     "judge",
 ]
 
-_ROUNDING = 1e-9
-
 
 def compare(
     reference: Sequence[PredictionRow],
@@ -56,6 +54,7 @@ def compare(
     *,
     budget: GuardBudget | None = None,
     seed: int = 0,
+    names: Sequence[str] = (),
 ) -> PairedComparison:
     """Compare two models image by image.
 
@@ -64,16 +63,72 @@ def compare(
         candidate: The candidate's predictions on the same images, in any order.
         budget: Gives the confidence levels; the default budget if None.
         seed: Seed of the bootstrap.
+        names: Class names for messages, where known.
 
     Raises:
         DataError: The two did not answer the same images, or disagree about an image's class or domain.
     """
-    budget = budget or GuardBudget()
-    counts = _count(reference, candidate)
-    lower_confidence = budget.lower_confidence(len(counts))
-    bounds = bound_drops(
-        counts, upper_confidence=budget.upper_confidence, lower_confidence=lower_confidence, seed=seed
+    pairs = pair(reference, candidate, names)
+    return _compare(pairs, _shared(pairs), budget or GuardBudget(), seed)
+
+
+def judge(
+    reference: Sequence[PredictionRow],
+    candidate: Sequence[PredictionRow],
+    budget: GuardBudget,
+    *,
+    seed: int = 0,
+    names: Sequence[str] = (),
+) -> GuardVerdict:
+    """Judge a candidate against its reference on the same held-out images.
+
+    Raises:
+        DataError: The two did not answer the same images, disagree about an image's class or domain, or lack what
+            a criterion with a budget needs.
+    """
+    pairs = pair(reference, candidate, names)
+    shared = _shared(pairs)
+    comparison = _compare(pairs, shared, budget, seed)
+    criteria = _criteria(comparison, budget)
+    verdict: Verdict = "inconclusive"
+    if any(criterion.over("lower") for criterion in criteria):
+        verdict = "fail"
+    elif not any(criterion.over("upper") for criterion in criteria):
+        verdict = "pass"
+    needed = None
+    # Where an observed value reaches its budget, more images would rather show a failure.
+    failing = any(criterion.over("drop", -1e-9) for criterion in criteria)
+    if verdict == "inconclusive":
+
+        def rebound(counts: Mapping[str, Discordance], bootstrap: bool) -> DropBounds:
+            return bound_drops(
+                counts,
+                upper_confidence=budget.upper_confidence,
+                lower_confidence=budget.lower_confidence(len(counts)),
+                seed=seed if bootstrap and shared is None else None,
+                shared=shared,
+            )
+
+        needed = images_needed(pairs.counts(), rebound, criteria, budget, failing=failing)
+    return GuardVerdict(
+        verdict=verdict,
+        comparison=comparison,
+        criteria=criteria,
+        images_needed=needed,
+        reason=explain(verdict, comparison, criteria, budget, needed=needed, failing=failing),
+        budget=budget,
     )
+
+
+def _shared(pairs: Pairs) -> SharedSources | None:
+    """What ties the domains together, if views of one image are in several of them."""
+    return None if pairs.units == len(pairs.unit) else share_sources(*pairs.deltas_by_unit())
+
+
+def _compare(pairs: Pairs, shared: SharedSources | None, budget: GuardBudget, seed: int) -> PairedComparison:
+    counts = pairs.counts()
+    upper, lower = budget.upper_confidence, budget.lower_confidence(len(counts))
+    bounds = bound_drops(counts, upper_confidence=upper, lower_confidence=lower, seed=seed, shared=shared)
     domains = {}
     for name, bound in bounds.domains.items():
         item = counts[name]
@@ -87,129 +142,67 @@ def compare(
         mean=bounds.mean,
         worst=bounds.domains[worst_domain],
         worst_domain=worst_domain,
-        flip_rate=sum(item.flips for item in counts.values()) / len(reference),
-        ece_change=expected_calibration_error(candidate) - expected_calibration_error(reference),
-        upper_confidence=budget.upper_confidence,
-        lower_confidence=lower_confidence,
+        flip_rate=float(pairs.flipped.mean()),
+        flips=_bound_flips(pairs, upper, lower),
+        ece=bound_ece_change(pairs, upper_confidence=upper, lower_confidence=lower, seed=seed),
+        rejection=bound_rejection_drop(pairs, upper_confidence=upper, lower_confidence=lower),
+        unknowns=len(pairs.reference.unknown_similarity),
+        virtual=pairs.virtual,
+        upper_confidence=upper,
+        lower_confidence=lower,
         seed=seed,
     )
 
 
-def judge(
-    reference: Sequence[PredictionRow],
-    candidate: Sequence[PredictionRow],
-    budget: GuardBudget,
-    *,
-    seed: int = 0,
-) -> GuardVerdict:
-    """Judge a candidate against its reference on the same held-out images.
+def _bound_flips(pairs: Pairs, upper: float, lower: float) -> DropBound:
+    """Bound the share of images with another answer (Clopper and Pearson).
 
-    Raises:
-        DataError: The two did not answer the same images, or disagree about an image's class or domain.
+    Views of one image count as that many images less: all of them may flip together.
     """
-    comparison = compare(reference, candidate, budget=budget, seed=seed)
-    bounds = DropBounds(
-        {name: DropBound(item.drop, item.lower, item.upper) for name, item in comparison.domains.items()},
-        comparison.mean,
-    )
-    verdict: Verdict = "inconclusive"
-    if _over(bounds, budget, "lower"):
-        verdict = "fail"
-    elif not _over(bounds, budget, "upper"):
-        verdict = "pass"
-    needed = None
-    hopeless = _over(bounds, budget, "drop", strict=False)
-    if verdict == "inconclusive" and not hopeless:
-        counts = {
-            name: Discordance(item.n, item.lost, item.won, item.flips)
-            for name, item in comparison.domains.items()
-        }
-        rebound = partial(_rebound, budget=budget, seed=seed)
-        needed = images_needed(counts, rebound, lambda b: not _over(b, budget, "upper"))
-    return GuardVerdict(
-        verdict=verdict,
-        domains=comparison.domains,
-        mean=comparison.mean,
-        worst=comparison.worst,
-        worst_domain=comparison.worst_domain,
-        flip_rate=comparison.flip_rate,
-        ece_change=comparison.ece_change,
-        images_needed=needed,
-        reason=explain(
-            verdict,
-            bounds,
-            budget,
-            images={name: item.n for name, item in comparison.domains.items()},
-            needed=needed,
-            hopeless=hopeless,
-        ),
-        seed=seed,
-        budget=budget,
+    images, flips = len(pairs.unit), int(pairs.flipped.sum())
+    views = -(-images // pairs.units)
+    n, least, most = pairs.units, flips // views, min(pairs.units, -(-flips // views))
+    return DropBound(
+        POINTS * flips / images,
+        POINTS * exact_lower(n, least, 0, lower),
+        POINTS * exact_upper(n, most, 0, upper),
     )
 
 
-def _rebound(
-    counts: Mapping[str, Discordance], bootstrap: bool, *, budget: GuardBudget, seed: int
-) -> DropBounds:
-    """Bound hypothetical counts as `compare` would."""
-    return bound_drops(
-        counts,
-        upper_confidence=budget.upper_confidence,
-        lower_confidence=budget.lower_confidence(len(counts)),
-        seed=seed if bootstrap else None,
-    )
-
-
-def _over(
-    bounds: DropBounds, budget: GuardBudget, which: Literal["drop", "lower", "upper"], *, strict: bool = True
-) -> bool:
-    """Tell whether a domain's value, or the mean's, exceeds its budget (or reaches it, if not strict).
+def _criteria(comparison: PairedComparison, budget: GuardBudget) -> tuple[Criterion, ...]:
+    """List what is judged or shown.
 
     With a single domain the mean is that domain; its own, stricter budget is then not judged a second time.
+
+    Raises:
+        DataError: A criterion has a budget but its data are missing.
     """
-    slack = _ROUNDING if strict else -_ROUNDING
-    if any(getattr(bound, which) > budget.worst_points + slack for bound in bounds.domains.values()):
-        return True
-    return len(bounds.domains) > 1 and getattr(bounds.mean, which) > budget.mean_points + slack
-
-
-def _count(reference: Sequence[PredictionRow], candidate: Sequence[PredictionRow]) -> dict[str, Discordance]:
-    """Pair the rows by image and count discordant images per domain, domains in order of name."""
-    first, second = _by_image(reference, "reference"), _by_image(candidate, "candidate")
-    for missing_from, missing in (("candidate", first.keys() - second), ("reference", second.keys() - first)):
-        if missing:
-            shown = ", ".join(sorted(missing)[:5]) + (", ..." if len(missing) > 5 else "")
+    images = comparison.images
+    found = [
+        Criterion(f"{name} drops", DropBound(item.drop, item.lower, item.upper), budget.worst_points, item.n)
+        for name, item in comparison.domains.items()
+    ]
+    if len(comparison.domains) > 1:
+        found.append(Criterion("the mean over domains drops", comparison.mean, budget.mean_points, images))
+    found.append(
+        Criterion("the share of flipped predictions is", comparison.flips, budget.flip_points, images)
+    )
+    for name, bound, points, images_used, lacking in (
+        ("the calibration error grows", comparison.ece, budget.ece_points, images, "probabilities"),
+        (
+            "the AUROC of rejecting unknowns drops",
+            comparison.rejection,
+            budget.rejection_points,
+            comparison.unknowns,
+            "similarities, or images of absent classes (label null)",
+        ),
+    ):
+        if bound is not None:
+            found.append(Criterion(name, bound, points, images_used))
+        elif points is not None:
             msg = (
-                f"Expected both models to answer the same images; {len(missing)} missing from the "
-                f"{missing_from}: {shown}. Evaluate both on the same folder."
+                f"Expected data for the guard's budget of {points:g} points on '{name}', found no {lacking} in the "
+                "predictions: record them, or leave that budget out."
             )
             raise DataError(msg)
-    tally: dict[str, list[int]] = {}
-    for image, one in first.items():
-        two = second[image]
-        if (one.label, one.domain) != (two.label, two.domain):
-            msg = (
-                f"Expected one class and domain for {image}, found class {one.label} in {one.domain} for the "
-                f"reference, class {two.label} in {two.domain} for the candidate: same order of classes?"
-            )
-            raise DataError(msg)
-        counts = tally.setdefault(one.domain, [0, 0, 0, 0])
-        counts[0] += 1
-        counts[1] += one.correct and not two.correct
-        counts[2] += two.correct and not one.correct
-        counts[3] += one.prediction != two.prediction
-    return {name: Discordance(*tally[name]) for name in sorted(tally)}
-
-
-def _by_image(rows: Sequence[PredictionRow], who: str) -> dict[str, PredictionRow]:
-    """Index rows by image, refusing none at all and duplicates."""
-    if not rows:
-        msg = f"Expected predictions of the {who}, found none: give the guard held-out images."
-        raise DataError(msg)
-    indexed: dict[str, PredictionRow] = {}
-    for row in rows:
-        if row.image in indexed:
-            msg = f"Expected each image once in the {who}'s predictions, found {row.image!r} twice."
-            raise DataError(msg)
-        indexed[row.image] = row
-    return indexed
+    return tuple(found)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+ABSENT = -1
+"""Label of an image that shows none of the classes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -15,10 +18,12 @@ class Sample:
         image: Its identity, ``<domain>/<class>/<file>``; the same image has the same identity in every run
             and on every machine.
         domain: The domain it was taken from.
-        label: Index of its class in the class names.
+        label: Index of its class in the class names, or `ABSENT`.
+        source: For a view made from another image, the identity of that image; "" for an image of its own.
     """
 
     path: Path
     image: str
     domain: str
     label: int
+    source: str = ""

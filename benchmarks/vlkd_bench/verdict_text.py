@@ -2,50 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
-from .discordance import DropBounds
-from .verdict import GuardBudget, Verdict
+from .verdict import Criterion, GuardBudget, PairedComparison, Verdict
 
 
 def explain(
     verdict: Verdict,
-    bounds: DropBounds,
+    comparison: PairedComparison,
+    criteria: Sequence[Criterion],
     budget: GuardBudget,
     *,
-    images: Mapping[str, int],
     needed: int | None,
-    hopeless: bool,
+    failing: bool,
 ) -> str:
     """Say what was found, against which budget, and what to do next.
 
     Args:
         verdict: The verdict to explain.
-        bounds: Drops and bounds in points.
+        comparison: The numbers.
+        criteria: What was judged or shown.
         budget: What was allowed.
-        images: Images per domain.
-        needed: Images per domain that would probably give a pass.
-        hopeless: Whether an observed drop reaches its budget, so that more images would hardly give a pass.
+        needed: Images per domain that would probably decide.
+        failing: Whether an observed value reaches its budget, so that more images would rather show a failure.
     """
+    judged = [criterion for criterion in criteria if criterion.budget is not None]
     if verdict == "pass":
-        sentences = [_passed(bounds, budget)]
+        sentences = [_passed(comparison, judged, budget)]
     elif verdict == "fail":
-        sentences = [_failed(bounds, budget)]
+        sentences = [_failed(judged, budget)]
     else:
-        sentences = [_undecided(bounds, budget, images), _way_out(needed, hopeless)]
-    if len(bounds.domains) == 1:
-        name = next(iter(bounds.domains))
+        sentences = [_undecided(judged, budget), _way_out(comparison, needed, failing)]
+    if len(comparison.domains) == 1:
+        name = next(iter(comparison.domains))
+        kind = "virtual" if comparison.virtual else "held-out"
         sentences.append(
-            f"With {name} as the only held-out domain the mean is the worst domain, so the mean's budget "
+            f"With {name} as the only {kind} domain the mean is the worst domain, so the mean's budget "
             f"({budget.mean_points:.2f} points) is not judged separately."
+        )
+    if comparison.virtual:
+        sentences.append(
+            "The domains are virtual: views made from images of the source domains, since none was held out; "
+            "real unseen domains may behave otherwise."
         )
     return " ".join(sentences)
 
 
 def _at(budget: GuardBudget) -> str:
     """Return the confidence as words."""
-    shared = f", shared among {budget.candidates} candidates" if budget.candidates > 1 else ""
-    return f"at {100 * budget.confidence:g} % confidence{shared}"
+    text = f"at {100 * budget.confidence:g} % confidence"
+    return text if budget.share == 1 else f"{text} ({100 * budget.share:.3g} % of the risk spent here)"
 
 
 def _capital(text: str) -> str:
@@ -53,53 +59,46 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:] + "."
 
 
-def _passed(bounds: DropBounds, budget: GuardBudget) -> str:
-    name = max(bounds.domains, key=lambda key: bounds.domains[key].upper)
+def _passed(comparison: PairedComparison, judged: Sequence[Criterion], budget: GuardBudget) -> str:
+    name, kind = comparison.worst_domain, "virtual" if comparison.virtual else "held-out"
     text = (
-        f"{_at(budget)} no held-out domain drops more than {bounds.domains[name].upper:.2f} points "
+        f"{_at(budget)} no {kind} domain drops more than {comparison.worst.upper:.2f} points "
         f"({name}; budget {budget.worst_points:.2f})"
     )
-    if len(bounds.domains) > 1:
-        text += f" and their mean no more than {bounds.mean.upper:.2f} (budget {budget.mean_points:.2f})"
+    if len(comparison.domains) > 1:
+        text += f" and their mean no more than {comparison.mean.upper:.2f} (budget {budget.mean_points:.2f})"
+    for criterion in judged[len(comparison.domains) + (len(comparison.domains) > 1) :]:
+        text += f"; {criterion.name} at most {criterion.bound.upper:.2f} (budget {criterion.budget:.2f})"
     return _capital(text)
 
 
-def _failed(bounds: DropBounds, budget: GuardBudget) -> str:
+def _failed(judged: Sequence[Criterion], budget: GuardBudget) -> str:
     over = [
-        f"{name} drops {bound.drop:.2f} points, at least {bound.lower:.2f} (budget {budget.worst_points:.2f})"
-        for name, bound in bounds.domains.items()
-        if bound.lower > budget.worst_points
+        f"{item.name} {item.bound.drop:.2f} points, at least {item.bound.lower:.2f} (budget {item.budget:.2f})"
+        for item in judged
+        if item.over("lower")
     ]
-    if len(bounds.domains) > 1 and bounds.mean.lower > budget.mean_points:
-        over.append(
-            f"the mean over domains drops {bounds.mean.drop:.2f} points, at least {bounds.mean.lower:.2f} "
-            f"(budget {budget.mean_points:.2f})"
-        )
     return _capital(f"{_at(budget)} " + "; ".join(over))
 
 
-def _undecided(bounds: DropBounds, budget: GuardBudget, images: Mapping[str, int]) -> str:
+def _undecided(judged: Sequence[Criterion], budget: GuardBudget) -> str:
     still_open = [
-        f"{name} may drop up to {bound.upper:.2f} points (observed {bound.drop:.2f} on {images[name]} "
-        f"images; budget {budget.worst_points:.2f})"
-        for name, bound in bounds.domains.items()
-        if bound.upper > budget.worst_points
+        f"{item.name} perhaps {item.bound.upper:.2f} points (observed {item.bound.drop:.2f} on {item.images} images; "
+        f"budget {item.budget:.2f})"
+        for item in judged
+        if item.over("upper")
     ]
-    if len(bounds.domains) > 1 and bounds.mean.upper > budget.mean_points:
-        still_open.append(
-            f"the mean over domains may drop up to {bounds.mean.upper:.2f} (observed {bounds.mean.drop:.2f}; "
-            f"budget {budget.mean_points:.2f})"
-        )
     return _capital(f"the images do not decide {_at(budget)}: " + "; ".join(still_open))
 
 
-def _way_out(needed: int | None, hopeless: bool) -> str:
+def _way_out(comparison: PairedComparison, needed: int | None, failing: bool) -> str:
     """Say whether more images would help, and how many."""
-    if hopeless:
-        return (
-            "The observed drop is at or over its budget: more images would probably show a failure. "
-            "Compress less, or widen the budget knowingly."
-        )
+    advice = " Compress less, or widen the budget knowingly." if failing else ""
     if needed is None:
-        return "The observed drop is so close to its budget that no practical number of images decides."
-    return f"About {needed} images per held-out domain would decide, if the discordance stays as observed."
+        return (
+            f"What was observed is so close to its budget that no practical number of images decides.{advice}"
+        )
+    more = needed - min(item.n for item in comparison.domains.values())
+    kind = "source images in each" if comparison.virtual else "images per held-out"
+    outcome = "would probably show a failure" if failing else "would decide"
+    return f"About {needed} {kind} domain, {more} more than now, {outcome}, if all stays as observed.{advice}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlkd_bench.leaveout import BASELINE
+from vlkd_bench.verdict import GuardBudget
 from vlkd_distill.specs import Settings
 from vlkd_runtime.errors import ConfigError
 
@@ -103,17 +104,32 @@ class CompressConfig:
 
 @dataclass(frozen=True, slots=True)
 class GuardConfig:
-    """How much accuracy compression may cost on the held-out domains, in points.
+    """How much compression may cost on the held-out domains, in points: 1.0 is one image in a hundred.
 
     Attributes:
-        worst_points: budget of the worst held-out domain.
+        worst_points: budget of the worst held-out domain's accuracy.
         mean_points: budget of their mean; not judged apart when there is one domain only.
+        flip_points: budget of the share of images with another answer; shown but not judged when absent.
+        ece_points: budget of the growth of the expected calibration error; the same.
+        rejection_points: budget of the drop in AUROC of telling known classes from absent ones; the same.
         confidence: of the bounds, 0.5 to 1.
+        early_stop: stop asking a candidate as soon as its verdict is clear; the error rate stays the same.
     """
 
     worst_points: float = 1.0
     mean_points: float = 0.5
+    flip_points: float | None = None
+    ece_points: float | None = None
+    rejection_points: float | None = None
     confidence: float = 0.95
+    early_stop: bool = True
+
+    def budget(self) -> GuardBudget:
+        """What the guard is told."""
+        plain = dataclasses.asdict(self)
+        return GuardBudget(
+            **{item.name: plain[item.name] for item in dataclasses.fields(GuardBudget) if item.name in plain}
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +256,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "compress.calibration_images": (32, 100_000),
     "guard.worst_points": (0, 100),
     "guard.mean_points": (0, 100),
+    "guard.flip_points": (0, 100),
+    "guard.ece_points": (0, 100),
+    "guard.rejection_points": (0, 100),
     "guard.confidence": (0.5, 0.9999),
     "bench.samples": (10, 10_000_000),
     "bench.threads": (1, 1024),
@@ -251,7 +270,7 @@ def _check(config: Config) -> list[str]:
     for key, (low, high) in _RANGES.items():
         section, name = key.split(".")
         value = getattr(getattr(config, section), name)
-        if not low <= value <= high:
+        if value is not None and not low <= value <= high:
             errors.append(f"{key}: expected {low:g} to {high:g}, found {value!r}.")
     if not config.name or not config.name.replace("-", "").replace("_", "").replace(".", "").isalnum():
         errors.append(f"name: expected letters, digits, '-', '_' and '.', found {config.name!r}.")

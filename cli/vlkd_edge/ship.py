@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -126,15 +126,24 @@ def compress(
     makers: dict[Path, Callable[[], StageResult]] = {}
     candidates = []
     for name in ship.config.compress.candidates:
-        inputs, work = _candidate(ship, name, floating, calibration, guarded)
+        inputs, work = _candidate(ship, name, floating, calibration)
         path = ship.workspace.place(f"candidate-{name}", inputs)[1] / "model.onnx"
-        makers[path] = partial(ship.workspace.stage, f"candidate-{name}", inputs, work)
+        makers[path] = cache(partial(ship.workspace.stage, f"candidate-{name}", inputs, work))
         candidates.append(Candidate(name, path, (describe(name, ship.config),)))
+    names = {candidate.path: candidate.name for candidate in candidates}
+    by_name = {sample.image: sample for sample in guarded}
 
-    budget = GuardBudget(**dataclasses.asdict(ship.config.guard))
-    outcome = guard_candidates(reference, candidates, lambda path: ship.read(makers[path]()), budget)
+    def answers(path: Path, images: Sequence[str], /) -> Sequence[PredictionRow]:
+        asked = [by_name[image] for image in images]
+        return ship.read(ship.predictions(names[path], makers[path](), asked))
+
+    budget, early = ship.config.guard.budget(), ship.config.guard.early_stop
+    outcome = guard_candidates(reference, candidates, answers, budget, early=early)
     for trial in outcome.trials:
-        ship.live.say(f"guard: {trial.candidate.name}: {trial.verdict.verdict}. {trial.verdict.reason}")
+        early_stop = f" ({len(trial.rows)} of {trial.images} images sufficed)" if trial.saved else ""
+        ship.live.say(
+            f"guard: {trial.candidate.name}: {trial.verdict.verdict}{early_stop}. {trial.verdict.reason}"
+        )
     key = outcome.chosen.path.parent.name if outcome.chosen is not None else ""
     return Compressed(outcome.chosen, key, outcome.trials, outcome.budget)
 
@@ -150,28 +159,19 @@ def describe(name: str, config: Config) -> str:
 
 
 def _candidate(
-    ship: Shipping,
-    name: str,
-    floating: StageResult,
-    calibration: Sequence[Sample],
-    guarded: Sequence[Sample],
+    ship: Shipping, name: str, floating: StageResult, calibration: Sequence[Sample]
 ) -> tuple[dict[str, Any], Callable[[Path], None]]:
-    """Inputs and work of the stage that makes a candidate and lets it answer the guarded images."""
+    """Inputs and work of the stage that makes a candidate."""
     config = ship.config
 
     def work(folder: Path) -> None:
-        target = folder / "model.onnx"
-        _rewrite(ship, name, floating.folder / "model.onnx", target, calibration)
-        write_predictions(
-            folder / "predictions.jsonl", ship.answer(name, target, guarded), ship.vectors.names
-        )
+        _rewrite(ship, name, floating.folder / "model.onnx", folder / "model.onnx", calibration)
 
     inputs = {
         "candidate": name,
         "model": floating.key,
         "calibration": content_key(calibration),
         "calibration_images": config.compress.calibration_images,
-        "guarded": content_key(guarded),
         **versions("onnx", "onnxruntime", "pillow", "vlkd-edge"),
     }
     return inputs, work

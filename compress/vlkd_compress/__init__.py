@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .dialect import Finding as Finding
     from .dialect import check_dialect as check_dialect
     from .guard import Candidate as Candidate
+    from .guard import Guard as Guard
     from .guard import GuardOutcome as GuardOutcome
     from .guard import Trial as Trial
     from .guard import guard_candidates as guard_candidates
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from .preflight import run_preflight as run_preflight
     from .quantize import quantize_for_tensorrt as quantize_for_tensorrt
 
-_GUARD = ("Candidate", "GuardOutcome", "Trial", "guard_candidates", "held_out_evaluator")
+_GUARD = ("Candidate", "Guard", "GuardOutcome", "Trial", "guard_candidates", "held_out_evaluator")
 _HOMES = {
     **dict.fromkeys(_GUARD, ".guard"),
     **{"CalibrationImages": ".calibration", "select_calibration": ".calibration"},

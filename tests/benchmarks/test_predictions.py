@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from vlkd_bench.predictions import KEYS, PredictionRow, evaluate, read_predictions, write_predictions
+from vlkd_bench.predictions import (
+    KEYS,
+    OPTIONAL,
+    PredictionRow,
+    evaluate,
+    read_predictions,
+    write_predictions,
+)
 from vlkd_bench.samples import Sample
 from vlkd_runtime.errors import DataError, ImageError
 
@@ -27,7 +34,7 @@ def row(index: int = 0, **changes: object) -> PredictionRow:
 
 
 def line(**changes: object) -> str:
-    fields = dict(zip(KEYS, ("art/cat/0.png", "art", "cat", "cat", 0.5, 0.25), strict=True))
+    fields = dict(zip((*KEYS, *OPTIONAL[:2]), ("art/cat/0.png", "art", "cat", "cat", 0.5, 0.25), strict=True))
     return json.dumps({k: v for k, v in (fields | changes).items() if v is not None})
 
 
@@ -36,7 +43,7 @@ def test_written_rows_are_read_back_as_they_were(tmp_path: Path) -> None:
     write_predictions(tmp_path / "p.jsonl", rows, NAMES)
     assert read_predictions(tmp_path / "p.jsonl", NAMES) == rows
     first = json.loads((tmp_path / "p.jsonl").read_text().split("\n")[0])
-    assert tuple(first) == KEYS
+    assert tuple(first) == (*KEYS, *OPTIONAL[:2])
     assert (first["label"], first["prediction"]) == ("cat", 'a "dog" {}')
 
 
@@ -59,7 +66,8 @@ def test_indices_are_read_without_names(tmp_path: Path) -> None:
     [
         pytest.param(line() + "\n" + line()[:-9], r"p\.jsonl line 2, found: .*damaged", id="cut"),
         pytest.param("[1, 2]", r"one JSON object in .* line 1, found list", id="no object"),
-        pytest.param(line(similarity=None), r"line 1, missing similarity", id="missing key"),
+        pytest.param(line(prediction=None), r"line 1, missing prediction", id="missing key"),
+        pytest.param(line(source=3), r"non-empty text for 'source' .* found 3", id="source"),
         pytest.param(line() + "\n" + line(), r"found 'art/cat/0.png' twice", id="duplicate"),
         pytest.param(
             line(label="cow"), r"one of the 3 classes .* for 'label' in .* found 'cow'", id="unknown class"

@@ -113,7 +113,7 @@ def test_the_bundle_is_int8_and_carries_its_evidence(built: tuple[Path, dict[str
 
 def test_guard_and_accuracy_look_at_the_images_the_contract_names(built: tuple[Path, dict[str, Any]]) -> None:
     out, answer = built
-    (guarded,) = out.glob("stages/candidate-int8-*/predictions.jsonl")
+    (guarded,) = out.glob("stages/evaluate-int8-*/predictions.jsonl")
     names = Bundle.open(out / "bundle").manifest.classes
     rows = read_predictions(guarded, names)
     assert {row.domain for row in rows} == {"sketch"} and len(rows) == 25 * 16

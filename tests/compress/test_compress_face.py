@@ -11,6 +11,7 @@ NAMES = [
     "CalibrationImages",
     "Candidate",
     "Finding",
+    "Guard",
     "GuardOutcome",
     "Trial",
     "check_dialect",

@@ -37,9 +37,11 @@ class Evaluator:
         self.wrong, self.count = wrong, count
         self.asked: list[str] = []
 
-    def __call__(self, path: Path) -> Sequence[PredictionRow]:
-        self.asked.append(path.stem)
-        return rows(self.wrong[path.stem], self.count)
+    def __call__(self, path: Path, images: Sequence[str], /) -> Sequence[PredictionRow]:
+        if path.stem not in self.asked:
+            self.asked.append(path.stem)
+        wanted = set(images)
+        return [row for row in rows(self.wrong[path.stem], self.count) if row.image in wanted]
 
 
 BUDGET = GuardBudget(worst_points=2.0, mean_points=2.0)
@@ -55,7 +57,7 @@ def test_the_first_that_passes_is_chosen_and_none_after_it_is_asked() -> None:
         ("middle", "pass"),
     ]
     assert outcome.trials[0].verdict.worst_domain == "sketch"
-    assert outcome.trials[0].rows == rows(120)
+    assert set(outcome.trials[0].rows) <= set(rows(120))
 
 
 def test_without_a_pass_nothing_is_chosen() -> None:
@@ -72,16 +74,6 @@ def test_too_few_images_are_no_pass() -> None:
     assert (outcome.chosen, outcome.trials[0].verdict.verdict) == (None, "inconclusive")
 
 
-def test_the_risk_is_shared_among_all_candidates() -> None:
-    names = [f"c{index}" for index in range(5)]
-    outcome = guard_candidates(
-        rows(0), [candidate(n) for n in names], Evaluator(dict.fromkeys(names, 0)), BUDGET
-    )
-    assert outcome.budget.candidates == outcome.trials[0].verdict.budget.candidates == 5
-    more = GuardBudget(2.0, 2.0, candidates=9)
-    assert guard_candidates(rows(0), [candidate("c0")], Evaluator({"c0": 0}), more).budget.candidates == 9
-
-
 @pytest.mark.parametrize(
     ("names", "error", "match"),
     [
@@ -95,8 +87,11 @@ def test_refusals(names: list[str], error: type[Exception], match: str) -> None:
 
 
 def test_other_images_than_the_references_are_refused() -> None:
-    with pytest.raises(DataError):
-        guard_candidates(rows(0), [candidate("a")], Evaluator({"a": 0}, IMAGES - 1), BUDGET)
+    def answer(path: Path, images: Sequence[str], /) -> Sequence[PredictionRow]:
+        return [row for row in rows(0) if row.image in images][:-1]
+
+    with pytest.raises(DataError, match="1 missing from the candidate"):
+        guard_candidates(rows(0), [candidate("a")], answer, BUDGET)
 
 
 def test_candidates_are_judged_through_the_runtime(
@@ -118,7 +113,7 @@ def test_candidates_are_judged_through_the_runtime(
         threads=1,
         progress=done.append,
     )
-    reference = evaluate(float_model)
+    reference = evaluate(float_model, [sample.image for sample in held_out])
     assert done == list(range(1, 25))
     assert [row.image for row in reference] == [sample.image for sample in held_out]
     outcome = guard_candidates(

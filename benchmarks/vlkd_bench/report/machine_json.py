@@ -77,16 +77,28 @@ def to_json(report: BuildReport) -> dict[str, object]:
 
 def guard_json(verdict: GuardVerdict) -> dict[str, object]:
     """Return a verdict as JSON values; drops and bounds are points."""
+    found = verdict.comparison
     return {
         "verdict": verdict.verdict,
         "reason": verdict.reason,
         "domains": {name: asdict(value) for name, value in verdict.domains.items()},
+        "virtual": found.virtual,
         "mean": asdict(verdict.mean),
         "worst": asdict(verdict.worst),
         "worst_domain": verdict.worst_domain,
         "flip_rate": verdict.flip_rate,
-        "ece_change": verdict.ece_change,
+        "flips": asdict(found.flips),
+        "ece_change": None if found.ece is None else verdict.ece_change,
+        "ece": None if found.ece is None else asdict(found.ece),
+        "rejection": None if found.rejection is None else asdict(found.rejection),
+        "images": found.images,
+        "unknowns": found.unknowns,
         "images_needed": verdict.images_needed,
+        "criteria": [
+            {"name": item.name, "budget": item.budget, "images": item.images, **asdict(item.bound)}
+            for item in verdict.criteria
+        ],
+        "confidence": {"upper": found.upper_confidence, "lower": found.lower_confidence},
         "seed": verdict.seed,
         "budget": asdict(verdict.budget),
     }
