@@ -31,7 +31,7 @@ class BundleByDefault(TyperGroup):
 
 bench_app = typer.Typer(
     cls=BundleByDefault,
-    help="Measure: a bundle's latency on this machine ('bench BUNDLE'), or whole methods ('bench dg').",
+    help="Measure: a bundle's latency here ('bench BUNDLE'), or whole methods ('bench dg', 'bench data-free').",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -41,12 +41,14 @@ app.command()(device.verify)
 app.command()(device.predict)
 app.command()(judging.preflight)
 app.command()(making.vectors)
+app.command()(making.synth)
 app.command()(measuring.align)
 app.command()(device.targets)
 app.add_typer(bench_app, name="bench")
 bench_app.command("bundle")(measuring.bench)
 bench_app.command("dg")(measuring.bench_dg)
 bench_app.command("disjoint")(measuring.bench_disjoint)
+bench_app.command("data-free")(measuring.bench_data_free)
 
 
 def _version(wanted: bool) -> None:

@@ -19,7 +19,7 @@ from vlkd_distill.teacher_names import check_name, form_of
 from vlkd_runtime.errors import ConfigError, UnavailableError
 from vlkd_runtime.vectors import ClassVectors
 
-from . import learn, reporting, ship
+from . import learn, reporting, ship, synthesising
 from .bundling import Places, write
 from .config import Config
 from .facts import Facts, Images, contract
@@ -63,9 +63,10 @@ def check_beforehand(config: Config) -> None:
     learn.check_domains(config)
     if config.data.root != "demo":
         dataset = learn.scan(config)
-        images = Images.split(dataset, config.data.held_out)
+        free = config.distill.method == synthesising.METHOD
+        images = Images.split(dataset, config.data.held_out, () if free else None)
         needed = max(len(dataset.domains) - len(config.data.held_out), 1)
-        if config.distill.batch < needed or len(images.train) < LEAST_TRAIN_IMAGES:
+        if not free and (config.distill.batch < needed or len(images.train) < LEAST_TRAIN_IMAGES):
             msg = (
                 f"Expected at least {LEAST_TRAIN_IMAGES} train images and a batch (distill.batch) that holds one of "
                 f"each of the {needed} source domains, found {len(images.train)} and {config.distill.batch}."
@@ -87,12 +88,14 @@ def _build(config: Config, target: Target, workspace: Workspace, live: Live, con
     learning = learn.Learning(config, workspace, live)
     learn.check_models(learning)
     dataset = learn.dataset(learning)
-    sources = dataset.sources(config.data.held_out)
-    images = Images.split(dataset, config.data.held_out)
-    live.banner("Data contract", _contract(config, sources, images))
-
     teacher = learn.teacher_key(config)
     vectors_stage = learn.class_vectors(learning, dataset.classes, teacher)
+    made = None
+    if config.distill.method == synthesising.METHOD:
+        made = synthesising.samples(synthesising.stage(learning, vectors_stage), dataset.classes)
+    images = Images.split(dataset, config.data.held_out, made)
+    sources = dataset.sources(config.data.held_out) if made is None else synthesising.domains(made)
+    live.banner("Data contract", _contract(config, sources, images))
     vectors = ClassVectors.load(vectors_stage.folder / "class_vectors.safetensors")
     store = learn.pixels(learning, images.train)
     usable = learn.usable(store, images.train)
@@ -151,8 +154,15 @@ def _contract(
         calibration=min(config.compress.calibration_images, made.counts.train),
         guarded=len(images.guarded),
     )
+    banner = dataclasses.replace(made, counts=counts).banner()
+    if config.distill.method == synthesising.METHOD:
+        return (
+            *banner,
+            synthesising.contract(config),
+            f"Beside it, {BASELINE} learns from the same made images.",
+        )
     baseline = contract(config, BASELINE, sources, images, usable).banner()[0]
-    return (*dataclasses.replace(made, counts=counts).banner(), f"Beside it, {baseline}")
+    return (*banner, f"Beside it, {baseline}")
 
 
 def _stable(machine: Machine) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any, Literal
 from vlkd_bench.leaveout import BASELINE
 from vlkd_bench.verdict import GuardBudget
 from vlkd_distill.specs import Settings
+from vlkd_distill.synthspecs import SynthesisSettings
 from vlkd_runtime.errors import ConfigError
 
 from . import targets as devices
@@ -155,6 +157,7 @@ class Config:
         targets: tables of devices of one's own, ``[targets.NAME]``.
         targets_file: a TOML file with such tables, shared by several configurations.
         distill: how the student learns, `vlkd_distill.specs.Settings`; epochs hold for the baseline too.
+        synthesis: what ``distill.method = "data-free"`` learns from, `vlkd_distill.synthspecs.SynthesisSettings`.
     """
 
     name: str = "demo"
@@ -163,6 +166,7 @@ class Config:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     distill: Settings = field(default_factory=Settings)
+    synthesis: SynthesisSettings = field(default_factory=SynthesisSettings)
     compress: CompressConfig = field(default_factory=CompressConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
@@ -253,6 +257,21 @@ _RANGES: dict[str, tuple[float, float]] = {
     "distill.proximity_weight": (0, 1000),
     "distill.style_share": (0, 1),
     "distill.seed": (0, 2**32 - 2),
+    "synthesis.images_per_class": (1, 1_000_000),
+    "synthesis.prompts_per_class": (1, 1_000_000),
+    "synthesis.seed": (0, 2**32 - 1),
+    "synthesis.inversion.size": (16, 1024),
+    "synthesis.inversion.steps": (1, 1_000_000),
+    "synthesis.inversion.views": (1, 1024),
+    "synthesis.inversion.batch": (1, 65_536),
+    "synthesis.inversion.learning_rate": (1e-6, 10),
+    "synthesis.inversion.decay": (0, 4),
+    "synthesis.inversion.smoothness": (0, 1000),
+    "synthesis.inversion.noise": (0, 1),
+    "synthesis.diffusion.size": (0, 4096),
+    "synthesis.diffusion.steps": (1, 1000),
+    "synthesis.diffusion.guidance": (0, 100),
+    "synthesis.diffusion.batch": (1, 1024),
     "compress.calibration_images": (32, 100_000),
     "guard.worst_points": (0, 100),
     "guard.mean_points": (0, 100),
@@ -268,8 +287,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 def _check(config: Config) -> list[str]:
     errors = []
     for key, (low, high) in _RANGES.items():
-        section, name = key.split(".")
-        value = getattr(getattr(config, section), name)
+        value = operator.attrgetter(key)(config)
         if value is not None and not low <= value <= high:
             errors.append(f"{key}: expected {low:g} to {high:g}, found {value!r}.")
     if not config.name or not config.name.replace("-", "").replace("_", "").replace(".", "").isalnum():
@@ -288,4 +306,18 @@ def _check(config: Config) -> list[str]:
     candidates = config.compress.candidates
     if not candidates or len(set(candidates)) != len(candidates):
         errors.append(f"compress.candidates: expected at least one, each once, found {list(candidates)}.")
+    return errors + _check_synthesis(config.synthesis)
+
+
+def _check_synthesis(asked: SynthesisSettings) -> list[str]:
+    errors = []
+    if asked.space == "token" and asked.rule != "single" and asked.synthesiser != "inversion":
+        errors.append(
+            f"synthesis.space: a prompt in token space has no words, and the synthesiser '{asked.synthesiser}' "
+            "reads nothing else: expected 'sentence', or the synthesiser 'inversion'."
+        )
+    if asked.synthesiser == "diffusion" and not asked.diffusion.model:
+        errors.append(
+            "synthesis.diffusion.model: expected a diffusers folder or a hub id <owner>/<name>, found nothing."
+        )
     return errors

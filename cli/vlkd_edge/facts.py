@@ -18,6 +18,7 @@ from vlkd_runtime.vectors import ClassVectors
 
 from .config import Config
 from .ship import Compressed
+from .synthesising import DEMO_SYNTHESISER, METHOD
 from .targets import Target
 
 DEMO_DATA = "The images are the embedded demo world: scenes drawn by a program, not photographs."
@@ -29,7 +30,7 @@ class Images:
     """Which images which part of the build may see.
 
     Attributes:
-        train: train images of the source domains: training, calibration, golden samples.
+        train: train images of the source domains, or made ones: training, calibration, golden samples.
         test: test images of every domain: accuracies.
         guarded: every image of the held-out domains: the guard's choice among candidates.
     """
@@ -39,14 +40,22 @@ class Images:
     guarded: tuple[Sample, ...]
 
     @classmethod
-    def split(cls, dataset: DomainDataset, held_out: Sequence[str]) -> Images:
+    def split(
+        cls, dataset: DomainDataset, held_out: Sequence[str], made: Sequence[Sample] | None = None
+    ) -> Images:
         """Divide a data set; an image is never in ``train`` and in another part.
+
+        Args:
+            dataset: real images.
+            held_out: domains that nothing may learn from.
+            made: synthetic images to learn from; then no real one is in ``train``.
 
         Raises:
             DataError: a domain has no test image, or a class no train image, in some source domain.
         """
-        sources = dataset.sources(held_out)
-        parts = cls(dataset.of(sources, "train"), dataset.of(dataset.domains, "test"), dataset.of(held_out))
+        sources = dataset.sources(held_out) if made is None else ()
+        train = dataset.of(sources, "train") if made is None else tuple(made)
+        parts = cls(train, dataset.of(dataset.domains, "test"), dataset.of(held_out))
         tested = {sample.domain for sample in parts.test}
         trained = {(sample.domain, sample.label) for sample in parts.train}
         problems = [f"no test image in {domain}" for domain in dataset.domains if domain not in tested]
@@ -128,11 +137,12 @@ class Facts:
         return stand_ins(self.config)
 
 
-def stand_ins(config: Config) -> tuple[str, ...]:
-    """What in a configuration stands in for the real thing, a sentence each."""
+def stand_ins(config: Config, methods: Sequence[str] = ()) -> tuple[str, ...]:
+    """What in a configuration stands in for the real thing, a sentence each; ``methods`` are run besides its own."""
     data = DEMO_DATA if config.data.root == "demo" else config.data.stand_in
     teacher = DEMO_TEACHER if config.teacher.model == "demo" else config.teacher.stand_in
-    return tuple(sentence for sentence in (data, teacher) if sentence)
+    drawn = METHOD in (config.distill.method, *methods) and config.synthesis.synthesiser == "demo"
+    return tuple(sentence for sentence in (data, teacher, DEMO_SYNTHESISER if drawn else "") if sentence)
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,7 +140,8 @@ def check_domains(config: Config) -> None:
         UsageError: as `scan`, or a domain is unknown.
     """
     where = "the demo world" if config.data.root == "demo" else config.data.root
-    domain_data.source_domains(domains(config), config.data.held_out, where)
+    needed = config.distill.method != "data-free"
+    domain_data.source_domains(domains(config), config.data.held_out, where, needed=needed)
 
 
 def dataset(learning: Learning) -> domain_data.DomainDataset:

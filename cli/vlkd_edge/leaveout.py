@@ -24,7 +24,7 @@ from vlkd_runtime.atomic import write_bytes, write_text
 from vlkd_runtime.errors import ConfigError
 from vlkd_runtime.vectors import ClassVectors
 
-from . import learn, ship
+from . import learn, ship, synthesising
 from .build import check_beforehand
 from .config import Config
 from .facts import Images, contract, stand_ins
@@ -119,7 +119,7 @@ def leave_one_out(
         teacher=config.teacher.model if config.teacher.model == "demo" else Path(config.teacher.model).name,
         student=f"{config.student.arch} at {config.student.image_size} px, start weights {config.student.pretrained}",
         settings=distill,
-        stand_ins=stand_ins(config),
+        stand_ins=stand_ins(config, plan.methods),
         contract=tuple(contracts),
     )
 
@@ -135,31 +135,39 @@ def _held_out(learning: learn.Learning, plan: Plan) -> tuple[list[Cell], list[Da
     dataset = learn.dataset(learning)
     images = Images.split(dataset, config.data.held_out)
     methods = typing.cast("tuple[MethodName, ...]", plan.methods)
-    sources = dataset.sources(config.data.held_out)
-    for method in methods:
-        learning.live.banner("Data contract", contract(config, method, sources, images).banner())
     key = learn.teacher_key(config)
     vectors_stage = learn.class_vectors(learning, dataset.classes, key)
     vectors = ClassVectors.load(vectors_stage.folder / "class_vectors.safetensors")
-    store = learn.pixels(learning, images.train)
-    usable = learn.usable(store, images.train)
-    contracts = [contract(config, method, sources, images, usable) for method in methods]
+    seen = dict.fromkeys(methods, (images, dataset.sources(config.data.held_out)))
+    if synthesising.METHOD in methods:
+        made = synthesising.samples(synthesising.stage(learning, vectors_stage), dataset.classes)
+        own = Images.split(dataset, config.data.held_out, made)
+        seen[synthesising.METHOD] = (own, synthesising.domains(made))
+    for method, (own, sources) in seen.items():
+        learning.live.banner("Data contract", contract(config, method, sources, own).banner())
+    stores = {method: learn.pixels(learning, own.train) for method, (own, _) in seen.items()}
+    contracts = [
+        contract(config, method, sources, own, learn.usable(stores[method], own.train))
+        for method, (own, sources) in seen.items()
+    ]
     shared = ship.Shipping(config, learning.workspace, learning.live, learning.spec, vectors)
     asked = shared.read(learn.teacher_predictions(learning, images.test, vectors_stage, key))
-    cells = [_cell(config, TEACHER, 0, asked)]
+    cells = [cell(config, TEACHER, 0, asked)]
     for seed in plan.seeds:
         seeded = dataclasses.replace(config, distill=dataclasses.replace(config.distill, seed=seed))
         student = dataclasses.replace(learning, config=seeded)
         for method in methods:
             learning.live.say(f"{method}, seed {seed}")
-            trained = learn.train(student, method, images.train, store, vectors_stage)
-            graph = learn.export(student, method, trained, store, images.train, vectors_stage)
+            train = seen[method][0].train
+            trained = learn.train(student, method, train, stores[method], vectors_stage)
+            graph = learn.export(student, method, trained, stores[method], train, vectors_stage)
             rows = shared.read(shared.predictions(method, graph, images.test))
-            cells.append(_cell(config, method, seed, rows))
+            cells.append(cell(config, method, seed, rows))
     return cells, contracts
 
 
-def _cell(config: Config, method: str, seed: int, rows: Sequence[PredictionRow]) -> Cell:
+def cell(config: Config, method: str, seed: int, rows: Sequence[PredictionRow]) -> Cell:
+    """A measured cell from predictions on the test images of all domains."""
     domains = summarise(rows).domains
     held_out = config.data.held_out[0]
     sources = [value.accuracy for name, value in domains.items() if name != held_out]

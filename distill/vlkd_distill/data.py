@@ -67,13 +67,16 @@ class DomainDataset:
         return source_domains(self.domains, held_out, str(self.root))
 
 
-def source_domains(domains: Sequence[str], held_out: Sequence[str], where: str) -> tuple[str, ...]:
+def source_domains(
+    domains: Sequence[str], held_out: Sequence[str], where: str, *, needed: bool = True
+) -> tuple[str, ...]:
     """Every domain that is not held out.
 
     Args:
         domains: all there are.
         held_out: those that nothing may learn from.
         where: what to call the data set in messages.
+        needed: whether there must be one to train on.
 
     Raises:
         ConfigError: a held-out domain does not exist, none is named, or no source domain is left.
@@ -92,7 +95,7 @@ def source_domains(domains: Sequence[str], held_out: Sequence[str], where: str) 
             msg = f"data.held_out names the domain '{name}', but the domains in {where} are {listed}.{hint}"
             raise ConfigError(msg)
     left = tuple(domain for domain in domains if domain not in held_out)
-    if not left:
+    if needed and not left:
         msg = f"Every domain of {where} is held out: leave at least one to train on."
         raise ConfigError(msg)
     return left

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,51 +15,29 @@ from PIL import Image
 
 from vlkd_runtime.errors import UnavailableError
 
-from .diversify import Prompt
 from .quiet import first_line, quiet
 from .synthesis import text_of
+from .synthspecs import DiffusionSettings
+from .teacher_names import content_key
+from .wording import Prompt
 
 
 class Diffusers:
     """A diffusers pipeline that takes sentences, such as Stable Diffusion."""
 
-    def __init__(
-        self,
-        pipeline: Any,
-        identity: str,
-        *,
-        steps: int = 25,
-        guidance: float = 7.5,
-        size: int | None = None,
-        batch: int = 4,
-    ) -> None:
+    def __init__(self, pipeline: Any, settings: DiffusionSettings, weights: str) -> None:
         """Take a loaded pipeline; `load` makes one.
 
         Args:
             pipeline: called with prompts, it gives images.
-            identity: of its weights.
-            steps: denoising steps.
-            guidance: weight of the prompt against none.
-            size: side of the images in pixels; the pipeline's own when None.
-            batch: prompts drawn together.
+            settings: how to call it.
+            weights: identity of its weights.
         """
-        self._pipeline, self._identity = pipeline, identity
-        self._options: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance}
-        if size is not None:
-            self._options |= {"height": size, "width": size}
-        self._batch = batch
+        self._pipeline, self._settings, self._weights = pipeline, settings, weights
 
     @classmethod
-    def load(
-        cls, model: str, *, revision: str | None = None, device: str = "cpu", **options: Any
-    ) -> Diffusers:
+    def load(cls, settings: DiffusionSettings) -> Diffusers:
         """Load a pipeline.
-
-        Args:
-            model: folder that `save_pretrained` wrote, or the id of a model on the hub.
-            revision: commit or tag on the hub; name one, so that the weights cannot change unseen.
-            device: where to compute, as torch names it.
-            options: `steps`, `guidance`, `size` and `batch` of the class.
 
         Raises:
             UnavailableError: diffusers is not installed, or the weights cannot be had as safetensors.
@@ -66,33 +45,31 @@ class Diffusers:
         try:
             with quiet():
                 from diffusers import DiffusionPipeline
+                from diffusers.utils import logging as chatter
         except ImportError as error:
             msg = (
                 f"Expected the package diffusers, found that it cannot be imported ({first_line(error)}): "
                 'install it with pip install "vlkd-edge[diffusion]", or choose another synthesiser.'
             )
             raise UnavailableError(msg) from error
-        folder = Path(model)
-        if not folder.is_dir() and (folder.is_absolute() or model.startswith(".") or model.count("/") != 1):
-            msg = (
-                f"Expected a diffusers folder or a hub id <owner>/<name>, found nothing at '{model}': name a "
-                "folder that holds model_index.json."
-            )
-            raise UnavailableError(msg)
+        weights = identity(settings)
         try:
             with quiet():
+                chatter.disable_progress_bar()
                 pipeline = DiffusionPipeline.from_pretrained(
-                    model, revision=revision, use_safetensors=True, trust_remote_code=False
-                ).to(device)
+                    settings.model,
+                    revision=settings.revision or None,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                ).to(settings.device)
                 pipeline.set_progress_bar_config(disable=True)
         except Exception as error:
             msg = (
-                f"The text-to-image model '{model}' cannot be loaded: {first_line(error)}. It needs "
+                f"The text-to-image model '{settings.model}' cannot be loaded: {first_line(error)}. It needs "
                 "model_index.json and safetensors weights: download it once and name its folder."
             )
             raise UnavailableError(msg) from error
-        identity = _folder_hash(folder) if folder.is_dir() else f"{model}@{revision}"
-        return cls(pipeline, identity, **options)
+        return cls(pipeline, settings, weights)
 
     @property
     def name(self) -> str:
@@ -100,14 +77,10 @@ class Diffusers:
         return "diffusion"
 
     @property
-    def reads_text(self) -> bool:
-        """Sentences are all it reads."""
-        return True
-
-    @property
     def fingerprint(self) -> str:
-        """Hash of the model's identity and the options; a hub id without revision is taken at its word."""
-        told = f"diffusion-1 {self._identity} {sorted(self._options.items())}"
+        """Hash of weights and settings."""
+        how = {name: value for name, value in asdict(self._settings).items() if name != "model"}
+        told = f"diffusion-1 {self._weights} {sorted(how.items())}"
         return hashlib.sha256(told.encode()).hexdigest()
 
     def synthesise(self, prompts: Sequence[Prompt], seed: int) -> Iterator[Image.Image]:
@@ -119,20 +92,32 @@ class Diffusers:
         import torch
 
         texts = [text_of(prompt, self.name) for prompt in prompts]
-        for start in range(0, len(texts), self._batch):
-            some = texts[start : start + self._batch]
+        how = self._settings
+        options: dict[str, Any] = {"num_inference_steps": how.steps, "guidance_scale": how.guidance}
+        if how.size:
+            options |= {"height": how.size, "width": how.size}
+        for start in range(0, len(texts), how.batch):
+            some = texts[start : start + how.batch]
             # One generator an image, on the CPU: batch and device then change no image's noise.
             noise = [torch.Generator().manual_seed(seed + start + k) for k in range(len(some))]
             with quiet():
-                drawn = self._pipeline(prompt=some, generator=noise, **self._options).images
+                drawn = self._pipeline(prompt=some, generator=noise, **options).images
             yield from (image.convert("RGB") for image in drawn)
 
 
-def _folder_hash(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(path.relative_to(folder).as_posix().encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+def identity(settings: DiffusionSettings) -> str:
+    """What the weights are: the content of a folder's files, or a hub's word for them.
+
+    Raises:
+        UnavailableError: there is no such folder, and the name is no hub id.
+    """
+    model, folder = settings.model, Path(settings.model)
+    if folder.is_dir():
+        return content_key(sorted(path for path in folder.rglob("*") if path.is_file()))
+    if folder.is_absolute() or model.startswith(".") or model.count("/") != 1:
+        msg = (
+            f"Expected a diffusers folder or a hub id <owner>/<name>, found nothing at '{model}': name a "
+            "folder that holds model_index.json (synthesis.diffusion.model)."
+        )
+        raise UnavailableError(msg)
+    return f"{model}@{settings.revision}"

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -26,64 +26,39 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vlkd_runtime.errors import ConfigError
+from vlkd_runtime.errors import ConfigError, UnavailableError
 
-from .diversify import Prompt
-from .teachers import OpenClipTeacher
+from .prompting import normalised
+from .synthesis import text_of
+from .synthspecs import InversionSettings
+from .teachers import OpenClipTeacher, Teacher
+from .wording import Prompt
 
 # Square root of natural images' colour covariance, as published with "Feature Visualization".
 _COLOURS = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]])
 
 
-@dataclass(frozen=True, slots=True)
-class InversionSettings:
-    """How long and how hard to look.
-
-    Attributes:
-        size: side of the images in pixels.
-        steps: gradient steps.
-        views: V, random views of each image in a step.
-        batch: images that are changed together.
-        learning_rate: of Adam, on whitened coefficients.
-        decay: exponent of the amplitude's fall with frequency; 1 is a natural image's.
-        smoothness: weight of the total variation.
-        noise: standard deviation of the noise on a view, in pixel values of 0 to 1.
-    """
-
-    size: int = 64
-    steps: int = 100
-    views: int = 2
-    batch: int = 16
-    learning_rate: float = 0.05
-    decay: float = 1.0
-    smoothness: float = 0.5
-    noise: float = 0.05
-
-    def __post_init__(self) -> None:
-        if not 16 <= self.size <= 1024 or min(self.steps, self.views, self.batch) < 1:
-            msg = (
-                "Expected images of 16 to 1024 pixels and at least 1 step, 1 view and 1 image a batch; "
-                f"found {self}."
-            )
-            raise ConfigError(msg)
-
-
 class Inversion:
     """Synthesises through the gradients of an open_clip teacher; reads sentences and embeddings alike."""
 
-    def __init__(self, teacher: OpenClipTeacher, settings: InversionSettings | None = None) -> None:
-        self._teacher = teacher
-        self._settings = settings or InversionSettings()
+    def __init__(self, teacher: Teacher, settings: InversionSettings | None = None) -> None:
+        """Take a teacher.
+
+        Raises:
+            UnavailableError: it is a black box.
+        """
+        if not isinstance(teacher, OpenClipTeacher):
+            msg = (
+                f"Expected for inversion an open_clip teacher, through which gradients flow, found '{teacher.name}', a "
+                f"{type(teacher).__name__}: set synthesis.synthesiser to 'diffusion', or choose another teacher."
+            )
+            raise UnavailableError(msg)
+        self._teacher, self._settings = teacher, settings or InversionSettings()
 
     @property
     def name(self) -> str:
         """``inversion``."""
         return "inversion"
-
-    @property
-    def reads_text(self) -> bool:
-        """It looks for an embedding; a sentence is embedded first."""
-        return False
 
     @property
     def fingerprint(self) -> str:
@@ -95,7 +70,7 @@ class Inversion:
         """Find one RGB image per prompt.
 
         Raises:
-            ConfigError: a prompt's embedding is of another teacher's size, or it has neither words nor one.
+            ConfigError: a prompt's embedding is of another teacher's size, or it says nothing.
         """
         step = self._settings.batch
         for start in range(0, len(prompts), step):
@@ -107,16 +82,15 @@ class Inversion:
 
     def _targets(self, prompts: Sequence[Prompt]) -> Tensor:
         """Unit rows ``(N, D)`` to look for."""
-        rows = []
-        for prompt in prompts:
-            if prompt.target is not None:
-                rows.append(prompt.target)
-            else:
-                rows.append(self._teacher.embed_texts([prompt.text or ""])[0])
-            if (prompt.text is None and prompt.target is None) or rows[-1].shape != (self._teacher.dim,):
+        unsaid = [prompt for prompt in prompts if prompt.target is None]
+        texts = [text_of(prompt, self.name) for prompt in unsaid]
+        embedded = iter(self._teacher.embed_texts(texts) if texts else ())
+        rows = [next(embedded) if prompt.target is None else prompt.target for prompt in prompts]
+        for prompt, row in zip(prompts, rows, strict=True):
+            if row.shape != (self._teacher.dim,):
                 msg = (
-                    f"Expected prompts with words or an embedding of size {self._teacher.dim} for the teacher "
-                    f"'{self._teacher.name}', found {rows[-1].shape} ({prompt.provenance}): make them with it."
+                    f"Expected embeddings of size {self._teacher.dim} for the teacher '{self._teacher.name}', found "
+                    f"{row.shape} ({prompt.provenance}): make the prompts with the same teacher."
                 )
                 raise ConfigError(msg)
         return torch.from_numpy(np.stack(rows))
@@ -145,7 +119,7 @@ def invert(
     wanted = targets.repeat(settings.views, 1)
     for _ in range(settings.steps):
         images = paint(coefficients, envelope)
-        seen = embed_with_gradient(teacher, _views(images, settings, rng))
+        seen = teacher._encode(normalised(teacher, _views(images, settings, rng)))
         loss = (1 - (seen * wanted).sum(dim=1)).mean() + settings.smoothness * total_variation(images)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -161,10 +135,13 @@ def spectrum(size: int, decay: float) -> Tensor:
     down, across = torch.fft.fftfreq(size).abs(), torch.fft.rfftfreq(size)
     frequency = torch.sqrt(down[:, None] ** 2 + across[None, :] ** 2).clamp_min(1 / size)
     amplitude = frequency**-decay
-    # A coefficient off the first and last column stands for its mirror image, too.
-    weight = torch.full((size // 2 + 1,), 2.0)
-    weight[0] = weight[-1] = 1.0
-    return amplitude / torch.sqrt((amplitude**2 * weight * 2).sum()) * size
+    # Real and imaginary part have unit variance each. A coefficient stands for its mirror image, too,
+    # except in the columns that are their own mirror image: there only the real part of the sum is seen.
+    weight = torch.full((size // 2 + 1,), 4.0)
+    weight[0] = 1.0
+    if size % 2 == 0:
+        weight[-1] = 1.0
+    return amplitude / torch.sqrt((amplitude**2 * weight).sum()) * size
 
 
 def paint(coefficients: Tensor, envelope: Tensor) -> Tensor:
@@ -206,10 +183,3 @@ def _views(images: Tensor, settings: InversionSettings, rng: torch.Generator) ->
     contrast = between(0.8, 1.2).view(-1, 1, 1, 1)
     views = 0.5 + (views - 0.5) * contrast + between(-0.1, 0.1).view(-1, 1, 1, 1)
     return views + settings.noise * torch.randn(shape, generator=rng)
-
-
-def embed_with_gradient(teacher: OpenClipTeacher, views: Tensor) -> Tensor:
-    """What `OpenClipTeacher.embed_views` gives, with gradient: unit rows ``(N, D)``."""
-    if tuple(views.shape[-2:]) != teacher._size:
-        views = F.interpolate(views, teacher._size, mode="bilinear", antialias=True, align_corners=False)
-    return teacher._encode((views - teacher._mean) / teacher._std)

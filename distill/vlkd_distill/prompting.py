@@ -90,7 +90,7 @@ class TextTower:
         Args:
             ids: ``(N, L)``; what stands at 1 to n does not matter.
             prompts: ``(J, n, w)``; the first layer's take the place of token embeddings, the others that
-                of the layer before's outputs.
+                of the layer before's outputs. ``(J, N, n, w)`` where every text has its own.
         """
         owner = self.owner
         x = _with_context(owner.token_embedding(ids), prompts[0]) + owner.positional_embedding[: ids.shape[1]]
@@ -134,8 +134,9 @@ class TextTower:
 
 
 def _with_context(x: Tensor, tokens: Tensor) -> Tensor:
-    """Put learned tokens ``(n, w)`` at 1 to n of every sequence of ``(N, L, w)``."""
-    return torch.cat([x[:, :1], tokens.to(x.dtype).expand(len(x), -1, -1), x[:, 1 + len(tokens) :]], 1)
+    """Put learned tokens ``(n, w)``, or ``(N, n, w)``, at 1 to n of every sequence of ``(N, L, w)``."""
+    own = tokens.to(x.dtype).expand(len(x), -1, -1)
+    return torch.cat([x[:, :1], own, x[:, 1 + own.shape[1] :]], 1)
 
 
 def takes_visual_prompts(visual: nn.Module) -> bool:

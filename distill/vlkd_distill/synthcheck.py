@@ -146,6 +146,11 @@ class SyntheticReport:
         return sum(row.images for row in self.classes)
 
     @property
+    def accepted(self) -> float:
+        """Share of all images drawn, those drawn again and those dropped included, that were kept."""
+        return self.images / max(1, self.images + self.regenerated + self.dropped)
+
+    @property
     def consistency(self) -> float:
         """Share of all images that the teacher takes for their class."""
         return sum(row.consistency * row.images for row in self.classes) / max(1, self.images)
@@ -162,7 +167,9 @@ class SyntheticReport:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, the totals included."""
-        totals = {name: getattr(self, name) for name in ("images", "consistency", "distance", "vendi")}
+        totals = {
+            name: getattr(self, name) for name in ("images", "accepted", "consistency", "distance", "vendi")
+        }
         return dataclasses.asdict(self) | totals
 
     def markdown(self) -> str:
@@ -177,7 +184,7 @@ class SyntheticReport:
         lines += [
             _row("**all**", self),
             "",
-            f"{self.regenerated} drawn again, {self.dropped} dropped.",
+            f"{self.regenerated} drawn again, {self.dropped} dropped; {self.accepted:.1%} of all drawn were kept.",
             "",
         ]
         return "\n".join(lines)

@@ -1,7 +1,8 @@
-"""Verbs that make something at the desk: bundles and class vectors."""
+"""Verbs that make something at the desk: bundles, class vectors and synthetic images."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -92,3 +93,50 @@ def vectors(
 
     request = Request(names, names_from, dataset, teacher, templates, attributes, out, lint, dim, near)
     raise typer.Exit(run(request, as_json, stdout(), load))
+
+
+def synth(
+    names: Annotated[
+        str | None, typer.Option(help="Class names in label order, with commas between them.")
+    ] = None,
+    names_from: Annotated[
+        Path | None, typer.Option(help="Text file with one class name a line, in label order.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Take the classes of a folder <domain>/<class>/<image>, or of 'demo'.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="vlkd.toml with a [synthesis] section; the demo's if absent."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")] = Path("vlkd-out/synth"),
+    cache: Annotated[Path | None, typer.Option(help="Where an exported teacher is kept.")] = None,
+    var: Annotated[list[str] | None, typer.Option(help="name=value: override a variable of [vars].")] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override any setting, such as synthesis.rule=mix."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make images from class names alone, and report whether they show their class and differ.
+
+    Writes images/, contact.png, report.md and report.json; an interrupted call goes on where it was.
+    """
+    from .. import config as configuration
+    from ..synthesising import run
+    from ..vectoring import Request, class_names
+
+    classes = class_names(Request(names, names_from, dataset))
+    loaded = configuration.load(config, var or [], setting or [])
+    try:
+        made = run(classes or (), loaded, out, cache or out / "cache", stderr())
+    except KeyboardInterrupt:
+        print("Interrupted. What is finished is kept; the same command goes on.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if as_json:
+        print(json.dumps(made))
+    else:
+        from rich.markdown import Markdown
+
+        stdout().print(Markdown((out / "report.md").read_text()))
+        stdout().print(f"{made['images_folder']}, {made['sheet']}", style="dim", soft_wrap=True)

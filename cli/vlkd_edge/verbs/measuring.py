@@ -165,6 +165,52 @@ def bench_disjoint(
         stdout().print(Markdown(table.markdown()))
 
 
+def bench_data_free(
+    dataset: Annotated[
+        str | None, typer.Option(help="Folder laid out as <domain>/<class>/<image>, or 'demo'.")
+    ] = None,
+    held_out: Annotated[str, typer.Option(help="The domain that nothing learns from.")] = "sketch",
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas between them.")] = "0",
+    rows: Annotated[
+        str | None, typer.Option(help="Rows, with commas between them; all there are if absent.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="vlkd.toml or a recipe; the demo's if absent.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")] = Path("vlkd-out/data-free"),
+    cache: Annotated[Path | None, typer.Option(help="Where teacher embeddings are kept.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the table's files in the output folder.")] = "data-free",
+    note: Annotated[list[str] | None, typer.Option(help="A sentence to put beneath the table.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value: override any setting.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train on images made from class names, by each prompt rule, beside the same student on real images.
+
+    Writes NAME.json, NAME.md and NAME.png; an interrupted table goes on where it was.
+    """
+    from .. import config as configuration
+    from ..datafree import ROWS, command_line, parse_plan, run, write
+
+    plan = parse_plan(rows if rows is not None else ",".join(ROWS), held_out, seeds)
+    settings = [*(setting or []), *([f"data.root={dataset}"] if dataset is not None else [])]
+    loaded = configuration.load(config, [], settings)
+    words = command_line(plan, config, setting or [], note or [], dataset)
+    try:
+        table = run(loaded, plan, out, cache or out / "cache", stderr(), words, note or ())
+    except KeyboardInterrupt:
+        print("Interrupted. What is finished is kept; the same command goes on.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    write(table, out, name)
+    if as_json:
+        print(json.dumps(table.as_json()))
+    else:
+        from rich.markdown import Markdown
+
+        stdout().print(Markdown(table.markdown()))
+
+
 def align(
     bundle: Annotated[
         Path,
