@@ -25,9 +25,7 @@ from vlkd_distill.data import DomainDataset, content_key
 from vlkd_distill.datacontract import DataContract
 from vlkd_distill.specs import MethodName
 from vlkd_runtime import Classifier
-from vlkd_runtime.engines import open_engine
 from vlkd_runtime.vectors import ClassVectors
-from vlkd_runtime.vocabulary import VocabularyEngine
 
 from . import learn, ship
 from .build import check_beforehand
@@ -217,8 +215,15 @@ def _answers(learning: learn.Learning, title: str, graph: StageResult, part: _Te
     stored = _load(part.vectors)
 
     def work(folder: Path) -> None:
-        engine = VocabularyEngine(open_engine(graph.folder / "model.onnx", engine="auto", threads=2), stored)
-        with Classifier(engine, learning.spec, stored.names, logit_scale=stored.logit_scale) as classifier:
+        model = graph.folder / "model.onnx"
+        with Classifier.from_model(
+            model,
+            learning.spec,
+            stored.names,
+            logit_scale=stored.logit_scale,
+            threads=2,
+            vectors=stored,
+        ) as classifier:
             rows = ship.watched(learning.live, f"evaluating {title}", classifier, part.samples)
         write_predictions(folder / "predictions.jsonl", rows, stored.names)
 
