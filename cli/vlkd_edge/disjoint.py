@@ -165,8 +165,9 @@ def _seed(
             read_predictions(stage.folder / "predictions.jsonl", names)
             for stage, names in ((on_unseen, parts.unseen), (on_seen, parts.seen))
         )
-        name = "demo" if config.data.root == "demo" else Path(config.data.root).name
-        return DisjointCell.measure((name, method, config.data.held_out[0], seed), parts.unseen, *rows)
+        return DisjointCell.measure(
+            (config.data.name, method, config.data.held_out[0], seed), parts.unseen, *rows
+        )
 
     asked = [learn.teacher_predictions(learning, part.samples, part.vectors, key) for part in tested]
     cells = [cell(TEACHER, *asked)]

@@ -21,6 +21,7 @@ from vlkd_runtime.atomic import write_text
 from vlkd_runtime.preprocess import PreprocessSpec
 from vlkd_runtime.vectors import ClassVectors
 
+from . import sharded
 from .config import Config
 from .progress import Live
 from .stages import StageResult, Workspace, versions
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 PARITY_IMAGES = 16
 PARITY_LOGIT_GAP = 1e-2
 PARITY_COSINE = 0.9999
+_EMBEDDINGS = "embeddings.npy"
 
 
 @dataclass(slots=True)
@@ -113,6 +115,8 @@ def domains(config: Config) -> tuple[str, ...]:
     Raises:
         DataError: as `scan`.
     """
+    if sharded.lies_in_shards(config):
+        return sharded.domains(config)
     if config.data.root != "demo":
         return scan(config).domains
     from vlkd_distill.demo.scene import STYLES
@@ -121,11 +125,13 @@ def domains(config: Config) -> tuple[str, ...]:
 
 
 def class_names(config: Config) -> tuple[str, ...]:
-    """The classes of the configured data, in label order.
+    """The classes of the configured data, in label order; none where shards must be read to know them.
 
     Raises:
         DataError: as `scan`.
     """
+    if sharded.lies_in_shards(config):
+        return config.data.classes
     if config.data.root != "demo":
         return scan(config).classes
     from vlkd_distill.demo.scene import CLASSES
@@ -145,8 +151,10 @@ def check_domains(config: Config) -> None:
 
 
 def dataset(learning: Learning) -> domain_data.DomainDataset:
-    """Read the data folder, or render the demo world and read that."""
+    """Read the data folder or the shards, or render the demo world and read that."""
     config = learning.config.data
+    if sharded.lies_in_shards(learning.config):
+        return sharded.dataset(learning)
     if config.root != "demo":
         return scan(learning.config)
     from vlkd_distill import demo
@@ -237,6 +245,8 @@ def chosen_attributes(config: Config, classes: Sequence[str]) -> Mapping[str, Se
 
 def pixels(learning: Learning, samples: Sequence[Sample]) -> StageResult:
     """Decode the train images of the source domains."""
+    if sharded.learns_from_shards(learning.config):
+        return sharded.pixels(learning, samples)
 
     def work(folder: Path) -> None:
         from vlkd_distill import pixels as store
@@ -294,8 +304,17 @@ def train(
         clean = any(stage.cached_features and stage.epochs > 0 for stage in how.stages())
         if how.needs_teacher and (clean or settings.teacher_view == "clean_cached"):
             with learning.live.task("asking the teacher", len(images.samples)) as advance:
-                cache = learning.workspace.cache / "embeddings"
-                cached = embeddings.embed(learning.teacher(), images.samples, cache, advance)
+                contents = None
+                if sharded.learns_from_shards(learning.config):
+                    contents = sharded.contents(learning.config, images.samples)
+                cached = embeddings.embed(
+                    learning.teacher(),
+                    images.samples,
+                    learning.workspace.cache / "embeddings",
+                    advance,
+                    into=folder / _EMBEDDINGS,
+                    contents=contents,
+                )
         views = learning.teacher() if how.needs_teacher and settings.teacher_view == "same_aug" else None
         student = students.create(learning.student_spec(), how.outputs())
         seen = feeding.TrainingData(images, cached, views)
@@ -306,7 +325,8 @@ def train(
 
             training.train(student, how, settings, seen, folder, on_step)
         checkpoints.save_weights(folder / "student.safetensors", student)
-        (folder / checkpoints.FILE).unlink(missing_ok=True)
+        for name in (checkpoints.FILE, _EMBEDDINGS):
+            (folder / name).unlink(missing_ok=True)
 
     inputs = {
         "settings": settings.used(),
