@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from vlkd_bench.leaveout import BASELINE
 from vlkd_bench.verdict import GuardBudget
-from vlkd_distill.specs import Settings
+from vlkd_distill.specs import PromptSettings, Settings
 from vlkd_distill.synthspecs import SynthesisSettings
 from vlkd_runtime.errors import ConfigError
 
@@ -31,8 +31,7 @@ class DataConfig:
     """Where the images are and which domains nothing may learn from.
 
     Attributes:
-        root: ``demo``, a folder laid out as ``<domain>/<class>/<image>``, or ``wds:<pattern>`` for WebDataset
-            shards named ``<domain>-<number>.tar``.
+        root: ``demo``, or a folder laid out as ``<domain>/<class>/<image>``.
         held_out: domains kept for the guard and the report.
         domains: take only these domains of the folder; all when empty.
         classes: class names in label order; the folder names, sorted, when empty.
@@ -50,13 +49,6 @@ class DataConfig:
     demo_images: int = 20
     demo_held_out_images: int = 300
     demo_seed: int = 1
-
-    @property
-    def name(self) -> str:
-        """What to call the data set: its folder's name, or ``demo``."""
-        if self.root.startswith("wds:"):
-            return Path(self.root.partition(":")[2]).parent.name or "shards"
-        return "demo" if self.root == "demo" else Path(self.root).name
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +158,7 @@ class Config:
         targets_file: a TOML file with such tables, shared by several configurations.
         distill: how the student learns, `vlkd_distill.specs.Settings`; epochs hold for the baseline too.
         synthesis: what ``distill.method = "data-free"`` learns from, `vlkd_distill.synthspecs.SynthesisSettings`.
+        prompts: how promptkd learns the teacher's prompts.
     """
 
     name: str = "demo"
@@ -175,6 +168,7 @@ class Config:
     student: StudentConfig = field(default_factory=StudentConfig)
     distill: Settings = field(default_factory=Settings)
     synthesis: SynthesisSettings = field(default_factory=SynthesisSettings)
+    prompts: PromptSettings = field(default_factory=PromptSettings)
     compress: CompressConfig = field(default_factory=CompressConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
@@ -263,7 +257,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     "distill.distance_weight": (0, 1000),
     "distill.contrast_weight": (0, 1000),
     "distill.proximity_weight": (0, 1000),
+    "distill.divergence_weight": (0, 100_000),
+    "distill.relation_weight": (0, 100_000),
     "distill.style_share": (0, 1),
+    "distill.kept_back": (0.01, 0.5),
+    "distill.judgements": (3, 100_000),
     "distill.seed": (0, 2**32 - 2),
     "synthesis.images_per_class": (1, 1_000_000),
     "synthesis.prompts_per_class": (1, 1_000_000),

@@ -22,7 +22,7 @@ from vlkd_runtime.atomic import write_bytes, write_text
 from vlkd_runtime.errors import ConfigError
 from vlkd_runtime.vectors import ClassVectors
 
-from . import learn, ship, synthesising
+from . import learn, ship, synthesising, teach
 from .build import check_beforehand
 from .config import Config
 from .facts import Images, stand_ins
@@ -172,8 +172,8 @@ def _trained(
     learning: learn.Learning, method: MethodName, seen: Sequence[Sample], vectors: StageResult
 ) -> StageResult:
     store = learn.pixels(learning, seen)
-    trained = learn.train(learning, method, seen, store, vectors)
-    return learn.export(learning, method, trained, store, seen, vectors)
+    trained = teach.train(learning, method, seen, store, vectors)
+    return teach.export(learning, method, trained, store, seen, vectors)
 
 
 def _configured(config: Config, name: str, seed: int, per_class: int) -> Config:

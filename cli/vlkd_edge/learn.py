@@ -1,4 +1,4 @@
-"""The torch half of a build: data, class vectors, students, float graphs. torch is imported only to do work."""
+"""What a build learns from: data, pixels, class vectors, the teacher. torch is imported only to do work."""
 
 from __future__ import annotations
 
@@ -11,28 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlkd_bench.leaveout import BASELINE
 from vlkd_bench.predictions import write_predictions
 from vlkd_bench.samples import Sample
 from vlkd_distill import data as domain_data
-from vlkd_distill.augmentation import Augmentation
-from vlkd_distill.specs import MethodName, Settings, StudentSpec
-from vlkd_runtime.atomic import write_text
+from vlkd_distill.specs import CLIP_PREFIX, MethodName, Settings, StudentSpec
+from vlkd_runtime.errors import ConfigError
 from vlkd_runtime.preprocess import PreprocessSpec
 from vlkd_runtime.vectors import ClassVectors
 
-from . import sharded
 from .config import Config
 from .progress import Live
 from .stages import StageResult, Workspace, versions
 
 if TYPE_CHECKING:
-    from vlkd_distill.teachers import Teacher
-
-PARITY_IMAGES = 16
-PARITY_LOGIT_GAP = 1e-2
-PARITY_COSINE = 0.9999
-_EMBEDDINGS = "embeddings.npy"
+    from vlkd_distill.teachers import OpenClipTeacher, Teacher
 
 
 @dataclass(slots=True)
@@ -58,6 +50,23 @@ class Learning:
             asked = self.config.teacher
             self._teacher = teacher_loading.load(asked.model, self.workspace.cache, asked.query_budget)
         return self._teacher
+
+    def open_clip_teacher(self, method: str) -> OpenClipTeacher:
+        """The teacher, for methods that look inside it.
+
+        Raises:
+            ConfigError: it shows its answers only.
+        """
+        from vlkd_distill.teachers import OpenClipTeacher
+
+        teacher = self.teacher()
+        if not isinstance(teacher, OpenClipTeacher):
+            msg = (
+                f"{method} looks inside the teacher: expected an open_clip model without a query budget, found "
+                f"'{teacher.name}'. Choose such a teacher, or a method that needs answers alone, such as vl2v-adip."
+            )
+            raise ConfigError(msg)
+        return teacher
 
     @property
     def spec(self) -> PreprocessSpec:
@@ -91,10 +100,12 @@ def check_models(learning: Learning) -> None:
     def work(_: Path) -> None:
         from vlkd_distill import students
 
-        students.check(learning.student_spec())
+        spec = learning.student_spec()
+        students.check(spec)
         with learning.live.task("loading the models", None):
             learning.teacher()
-            students.create(learning.student_spec(), 1)
+            if not spec.arch.startswith(CLIP_PREFIX):
+                students.create(spec, 1)
 
     learning.workspace.stage("models", inputs, work)
 
@@ -115,8 +126,6 @@ def domains(config: Config) -> tuple[str, ...]:
     Raises:
         DataError: as `scan`.
     """
-    if sharded.lies_in_shards(config):
-        return sharded.domains(config)
     if config.data.root != "demo":
         return scan(config).domains
     from vlkd_distill.demo.scene import STYLES
@@ -125,13 +134,11 @@ def domains(config: Config) -> tuple[str, ...]:
 
 
 def class_names(config: Config) -> tuple[str, ...]:
-    """The classes of the configured data, in label order; none where shards must be read to know them.
+    """The classes of the configured data, in label order.
 
     Raises:
         DataError: as `scan`.
     """
-    if sharded.lies_in_shards(config):
-        return config.data.classes
     if config.data.root != "demo":
         return scan(config).classes
     from vlkd_distill.demo.scene import CLASSES
@@ -151,10 +158,8 @@ def check_domains(config: Config) -> None:
 
 
 def dataset(learning: Learning) -> domain_data.DomainDataset:
-    """Read the data folder or the shards, or render the demo world and read that."""
+    """Read the data folder, or render the demo world and read that."""
     config = learning.config.data
-    if sharded.lies_in_shards(learning.config):
-        return sharded.dataset(learning)
     if config.root != "demo":
         return scan(learning.config)
     from vlkd_distill import demo
@@ -245,8 +250,6 @@ def chosen_attributes(config: Config, classes: Sequence[str]) -> Mapping[str, Se
 
 def pixels(learning: Learning, samples: Sequence[Sample]) -> StageResult:
     """Decode the train images of the source domains."""
-    if sharded.learns_from_shards(learning.config):
-        return sharded.pixels(learning, samples)
 
     def work(folder: Path) -> None:
         from vlkd_distill import pixels as store
@@ -275,7 +278,7 @@ def teacher_predictions(
         from vlkd_distill.embeddings import embed
         from vlkd_distill.zero_shot import predict
 
-        stored = _load_vectors(vectors)
+        stored = load_vectors(vectors)
         with learning.live.task("asking the teacher", len(samples)) as advance:
             rows = embed(learning.teacher(), samples, learning.workspace.cache / "embeddings", advance)
         write_predictions(folder / "predictions.jsonl", predict(rows, stored, samples), stored.names)
@@ -284,99 +287,6 @@ def teacher_predictions(
     return learning.workspace.stage("teacher", inputs | versions("torch", "open_clip_torch"), work)
 
 
-def train(
-    learning: Learning,
-    method: MethodName,
-    samples: Sequence[Sample],
-    store: StageResult,
-    vectors: StageResult,
-) -> StageResult:
-    """Train one student."""
-    settings = learning.settings(method)
-
-    def work(folder: Path) -> None:
-        from vlkd_distill import checkpoints, embeddings, feeding, methods, pixels, students, training
-
-        stored = _load_vectors(vectors)
-        how = methods.create(settings, stored)
-        images = pixels.PixelStore.open(store.folder, samples)
-        cached = None
-        clean = any(stage.cached_features and stage.epochs > 0 for stage in how.stages())
-        if how.needs_teacher and (clean or settings.teacher_view == "clean_cached"):
-            with learning.live.task("asking the teacher", len(images.samples)) as advance:
-                contents = None
-                if sharded.learns_from_shards(learning.config):
-                    contents = sharded.contents(learning.config, images.samples)
-                cached = embeddings.embed(
-                    learning.teacher(),
-                    images.samples,
-                    learning.workspace.cache / "embeddings",
-                    advance,
-                    into=folder / _EMBEDDINGS,
-                    contents=contents,
-                )
-        views = learning.teacher() if how.needs_teacher and settings.teacher_view == "same_aug" else None
-        student = students.create(learning.student_spec(), how.outputs())
-        seen = feeding.TrainingData(images, cached, views)
-        with learning.live.task(f"training {method}", training.total_steps(settings, how, seen)) as advance:
-
-            def on_step(stage: str, steps: int, loss: float) -> None:
-                advance(steps, note=f"{stage}, loss {loss:.3f}")
-
-            training.train(student, how, settings, seen, folder, on_step)
-        checkpoints.save_weights(folder / "student.safetensors", student)
-        for name in (checkpoints.FILE, _EMBEDDINGS):
-            (folder / name).unlink(missing_ok=True)
-
-    inputs = {
-        "settings": settings.used(),
-        "augmentation": dataclasses.asdict(Augmentation()),
-        "student": dataclasses.asdict(learning.student_spec()),
-        "pixels": store.key,
-        "vectors": len(_load_vectors(vectors).names) if method == BASELINE else vectors.key,
-    }
-    return learning.workspace.stage(method, inputs | versions("torch", "timm", "vlkd-edge"), work)
-
-
-def export(
-    learning: Learning,
-    method: MethodName,
-    trained: StageResult,
-    store: StageResult,
-    samples: Sequence[Sample],
-    vectors: StageResult,
-) -> StageResult:
-    """Fuse a trained student and write the float graph, checked against torch."""
-
-    def work(folder: Path) -> None:
-        import numpy as np
-
-        from vlkd_distill import checkpoints, methods, pixels, students
-        from vlkd_distill import export as graph
-
-        stored = _load_vectors(vectors)
-        how = methods.create(learning.settings(method), stored)
-        spec = dataclasses.replace(
-            learning.student_spec(), pretrained="none"
-        )  # every weight is overwritten below
-        student = students.create(spec, how.outputs())
-        checkpoints.load_weights(trained.folder / "student.safetensors", student)
-        network = students.Deployable(
-            student, students.FusedHead(stored) if how.predicts_by_vectors else None
-        )
-        with learning.live.task(f"exporting {method}", None):
-            graph.export(network, learning.spec.height, folder / "model.onnx")
-            images = pixels.PixelStore.open(store.folder, samples).pixels
-            some = np.array(images[:: max(1, len(images) // PARITY_IMAGES)][:PARITY_IMAGES])
-            parity = graph.check_parity(
-                network, folder / "model.onnx", some, max_logit_gap=PARITY_LOGIT_GAP, min_cosine=PARITY_COSINE
-            )
-        write_text(folder / "parity.json", json.dumps(dataclasses.asdict(parity), indent=1))
-
-    inputs = {"trained": trained.key, "vectors": vectors.key, "parity": [PARITY_LOGIT_GAP, PARITY_COSINE]}
-    inputs |= versions("torch", "onnx", "onnxscript", "onnxruntime", "vlkd-edge")
-    return learning.workspace.stage(f"export-{method}", inputs, work)
-
-
-def _load_vectors(stage: StageResult) -> ClassVectors:
+def load_vectors(stage: StageResult) -> ClassVectors:
+    """The class vectors of a stage."""
     return ClassVectors.load(stage.folder / "class_vectors.safetensors")

@@ -24,7 +24,7 @@ from vlkd_runtime.atomic import write_bytes, write_text
 from vlkd_runtime.errors import ConfigError
 from vlkd_runtime.vectors import ClassVectors
 
-from . import learn, ship, synthesising
+from . import learn, ship, synthesising, teach
 from .build import check_beforehand
 from .config import Config
 from .facts import Images, contract, stand_ins
@@ -158,9 +158,10 @@ def _held_out(learning: learn.Learning, plan: Plan) -> tuple[list[Cell], list[Da
         student = dataclasses.replace(learning, config=seeded)
         for method in methods:
             learning.live.say(f"{method}, seed {seed}")
-            train = seen[method][0].train
-            trained = learn.train(student, method, train, stores[method], vectors_stage)
-            graph = learn.export(student, method, trained, stores[method], train, vectors_stage)
+            train, store = seen[method][0].train, stores[method]
+            answered = teach.vectors_for(student, method, train, store, vectors_stage)
+            trained = teach.train(student, method, train, store, answered)
+            graph = teach.export(student, method, trained, store, train, answered)
             rows = shared.read(shared.predictions(method, graph, images.test))
             cells.append(cell(config, method, seed, rows))
     return cells, contracts
@@ -171,9 +172,8 @@ def cell(config: Config, method: str, seed: int, rows: Sequence[PredictionRow]) 
     domains = summarise(rows).domains
     held_out = config.data.held_out[0]
     sources = [value.accuracy for name, value in domains.items() if name != held_out]
-    return Cell(
-        config.data.name, method, held_out, seed, domains[held_out].accuracy, sum(sources) / len(sources)
-    )
+    dataset = "demo" if config.data.root == "demo" else Path(config.data.root).name
+    return Cell(dataset, method, held_out, seed, domains[held_out].accuracy, sum(sources) / len(sources))
 
 
 def command_line(
@@ -187,7 +187,7 @@ def command_line(
     """The command that makes the table again; folders of one machine become their last part."""
     words = ["vlkd-edge", "bench", *verb]
     if dataset is not None:
-        words += ["--dataset", f"{'wds:' * dataset.startswith('wds:')}{Path(dataset).name}"]
+        words += ["--dataset", Path(dataset).name]
     words += ["--methods", ",".join(plan.methods), "--held-out", ",".join(plan.held_out)]
     words += ["--seeds", ",".join(map(str, plan.seeds))]
     if config is not None:

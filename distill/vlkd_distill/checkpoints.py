@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -24,18 +26,28 @@ class Checkpoint:
         stage: index of the stage that was running.
         epoch: epochs of it that are done.
         weights: the student's state.
-        optimizer: AdamW's state, keyed ``<parameter>.<entry>``.
+        optimizer: the optimizer's state, keyed ``<parameter>.<entry>``.
+        kept: what decides which weights to end with; see `averaging`.
     """
 
     stage: int
     epoch: int
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
+    kept: dict[str, Tensor] = field(default_factory=dict)
 
 
-def save(folder: Path, student: nn.Module, optimizer: torch.optim.Optimizer, stage: int, epoch: int) -> None:
+def save(
+    folder: Path,
+    student: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    stage: int,
+    epoch: int,
+    kept: Mapping[str, Tensor] = MappingProxyType({}),
+) -> None:
     """Write a checkpoint atomically; the one before is replaced."""
-    tensors = {f"student.{name}": tensor for name, tensor in student.state_dict().items()}
+    tensors = {f"kept.{name}": tensor for name, tensor in kept.items()}
+    tensors |= {f"student.{name}": tensor for name, tensor in student.state_dict().items()}
     for index, entries in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in entries.items()}
     arrays = {name: np.ascontiguousarray(tensor.detach().cpu().numpy()) for name, tensor in tensors.items()}
@@ -52,12 +64,11 @@ def load(folder: Path) -> Checkpoint | None:
         arrays, metadata = read_tensors(path.read_bytes(), where=str(path))
     except DataError:
         return None
-    weights: dict[str, Tensor] = {}
-    optimizer: dict[str, Tensor] = {}
+    parts: dict[str, dict[str, Tensor]] = {"student": {}, "optimizer": {}, "kept": {}}
     for name, array in arrays.items():
         part, _, rest = name.partition(".")
-        (weights if part == "student" else optimizer)[rest] = torch.from_numpy(np.array(array))
-    return Checkpoint(int(metadata["stage"]), int(metadata["epoch"]), weights, optimizer)
+        parts[part][rest] = torch.from_numpy(np.array(array))
+    return Checkpoint(int(metadata["stage"]), int(metadata["epoch"]), *parts.values())
 
 
 def restore(checkpoint: Checkpoint, student: nn.Module, optimizer: torch.optim.Optimizer) -> None:

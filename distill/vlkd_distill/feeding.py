@@ -19,9 +19,9 @@ from torch import Tensor
 
 from .augment import random_views
 from .augmentation import Augmentation
-from .methods import Batch, Method
 from .pixels import PixelStore
 from .specs import Settings
+from .stages import Batch, Method
 from .styled import StyledStore
 from .teachers import Teacher
 

@@ -144,3 +144,20 @@ def language_proximity(student: Tensor, teacher: Tensor, labels: Tensor, nearest
     own = F.log_softmax(student.float().gather(-1, top), dim=-1)
     each = (wanted.exp() * (wanted - own)).sum(-1)
     return (each * right).sum() / right.sum().clamp(min=1)
+
+
+def relation(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of the cosines between different samples of the batch; 0 for a single one.
+
+    Args:
+        student: ``(B, D)``, any length.
+        teacher: ``(B, D)``, any length; takes no gradient.
+
+    References:
+        Tung and Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, equation 4, with cosines in
+        place of their row-normalised products and without the diagonal, which is one on both sides.
+    """
+    own, goal = unit(student), unit(teacher.detach())
+    gap = (own @ own.t() - goal @ goal.t()).square()
+    pairs = len(gap) * (len(gap) - 1)
+    return (gap.sum() - gap.diagonal().sum()) / max(1, pairs)

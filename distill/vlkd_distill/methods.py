@@ -3,19 +3,15 @@
 Letters used in shapes: B batch, C classes, D embedding size.
 
 References:
-    VL2V-ADiP: Addepalli et al., "Leveraging Vision-Language Models for Improving Domain Generalization in
-    Image Classification", CVPR 2024.
+    VL2V: Addepalli et al., "Leveraging Vision-Language Models for Improving Domain Generalization in Image
+    Classification", CVPR 2024 (VL2V-ADiP and VL2V-SD).
     KD: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
+    PromptKD: Li et al., "PromptKD: Unsupervised Prompt Distillation for Vision-Language Models", CVPR 2024.
     VLM-OOD: Li et al., "Distilling Large Vision-Language Model with Out-of-Distribution Generalizability",
     ICCV 2023.
-    Data-free, inspired by: Xuan et al., "Distilling Vision-Language Foundation Models: A Data-Free Approach via
-    Prompt Diversification", arXiv 2407.15155.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -24,100 +20,16 @@ from vlkd_runtime.errors import ConfigError
 from vlkd_runtime.vectors import ClassVectors
 
 from . import losses
-from .specs import Settings
-
-Trains = Literal["head", "backbone", "all"]
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One part of a method's training.
-
-    Attributes:
-        name: shown in the progress and in the record.
-        trains: the part whose weights change; everything else takes no gradient.
-        cached_features: run the frozen backbone once on clean images and train on its features.
-        epochs: passes over the training images.
-        lr: peak learning rate; warms up over the first twentieth and falls as a cosine.
-    """
-
-    name: str
-    trains: Trains
-    cached_features: bool
-    epochs: int
-    lr: float
+from .specs import MethodName, Settings
+from .stages import Batch, Method, Stage, Start
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What a loss may look at besides the student's outputs.
+class _ByOwnHead:
+    """A fresh linear classifier on the student's features: one stage that trains everything."""
 
-    Attributes:
-        labels: ``(B,)`` int64.
-        image_target: the teacher's embeddings of these images or views ``(B, D)``; None if not asked for.
-    """
-
-    labels: Tensor
-    image_target: Tensor | None
-
-
-class Method(Protocol):
-    """A way to train a student.
-
-    Attributes:
-        needs_teacher: whether the loss looks at the teacher's embeddings of the training images.
-        predicts_by_vectors: whether the head ends in the teacher's space and the class vectors classify;
-            otherwise the head gives the logits itself.
-        uses_styles: whether part of its views are style views (`vlkd_distill.stylise`).
-    """
-
-    needs_teacher: bool
-    predicts_by_vectors: bool
-    uses_styles: bool
-
-    def outputs(self) -> int:
-        """Width of the student's head."""
-        ...
-
-    def stages(self) -> tuple[Stage, ...]:
-        """What happens, in order."""
-        ...
-
-    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Loss of the head's outputs ``(B, outputs())``: a scalar."""
-        ...
-
-
-class Erm:
-    """Plain training: cross-entropy on the source labels, all weights, a fresh linear classifier."""
-
-    needs_teacher = False
     predicts_by_vectors = False
     uses_styles = False
-
-    def __init__(self, settings: Settings, vectors: ClassVectors) -> None:
-        self._settings = settings
-        self._classes = len(vectors.names)
-
-    def outputs(self) -> int:
-        """Class count C."""
-        return self._classes
-
-    def stages(self) -> tuple[Stage, ...]:
-        """One stage that trains everything."""
-        return (Stage("train", "all", False, self._settings.epochs, self._settings.lr),)
-
-    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Cross-entropy with the labels."""
-        return losses.cross_entropy(outputs, batch.labels)
-
-
-class Kd:
-    """Naive distillation done right: labels and the teacher's soft labels, a fresh linear classifier."""
-
-    needs_teacher = True
-    predicts_by_vectors = False
-    uses_styles = False
+    start: Start = "network"
 
     def __init__(self, settings: Settings, vectors: ClassVectors) -> None:
         self._settings = settings
@@ -132,6 +44,55 @@ class Kd:
         """One stage that trains everything."""
         return (Stage("train", "all", False, self._settings.epochs, self._settings.lr),)
 
+    def logits(self, outputs: Tensor) -> Tensor:
+        """The head's outputs."""
+        return outputs
+
+
+class _ByVectors:
+    """A head that ends in the teacher's space, where the class vectors classify."""
+
+    needs_teacher = True
+    predicts_by_vectors = True
+    uses_styles = False
+    start: Start = "network"
+
+    def __init__(self, settings: Settings, vectors: ClassVectors) -> None:
+        self._settings = settings
+        self._vectors = torch.from_numpy(vectors.vectors.copy())
+        self._scale = vectors.logit_scale
+
+    def outputs(self) -> int:
+        """Embedding size D of the teacher."""
+        return int(self._vectors.shape[1])
+
+    def stages(self) -> tuple[Stage, ...]:
+        """One stage that trains everything."""
+        return (Stage("train", "all", False, self._settings.epochs, self._settings.lr),)
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """Scaled cosines with the class vectors; for the teacher's embeddings its zero-shot logits."""
+        return self._scale * losses.unit(outputs) @ self._vectors.t()
+
+    def _align(self) -> Stage:
+        return Stage("align", "head", True, self._settings.align_epochs, self._settings.align_lr)
+
+
+class Erm(_ByOwnHead):
+    """Plain training: cross-entropy on the source labels, all weights, a fresh linear classifier."""
+
+    needs_teacher = False
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy with the labels."""
+        return losses.cross_entropy(outputs, batch.labels)
+
+
+class Kd(_ByOwnHead):
+    """Naive distillation done right: labels and the teacher's soft labels, a fresh linear classifier."""
+
+    needs_teacher = True
+
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """`losses.knowledge_distillation` from the teacher's zero-shot logits."""
         teacher = self._scale * losses.unit(_target(batch)) @ self._vectors.t()
@@ -141,28 +102,16 @@ class Kd:
         )
 
 
-class VlmOod:
+class VlmOod(_ByVectors):
     """VLM-OOD: imitate the teacher's visual space and keep its order of class texts, for unseen classes.
 
     Projection and backbone train together from the start; the four losses have weight one each in the paper.
     With the cross-entropy alone, no image is shown to the teacher.
     """
 
-    predicts_by_vectors = True
-    uses_styles = False
-
     def __init__(self, settings: Settings, vectors: ClassVectors) -> None:
-        self._settings = settings
+        super().__init__(settings, vectors)
         self.needs_teacher = settings.asks_about_images
-        self._vectors = torch.from_numpy(vectors.vectors.copy())
-
-    def outputs(self) -> int:
-        """Embedding size D of the teacher."""
-        return int(self._vectors.shape[1])
-
-    def stages(self) -> tuple[Stage, ...]:
-        """One stage that trains everything."""
-        return (Stage("train", "all", False, self._settings.epochs, self._settings.lr),)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """L_cls + L_mse + L_im-cst + L_vlprox, each by its weight; similarities divided by ``text_temperature``."""
@@ -183,27 +132,13 @@ class VlmOod:
         return torch.stack(terms).sum()
 
 
-class Vl2vAdip:
+class Vl2vAdip(_ByVectors):
     """VL2V-ADiP: align the projection, freeze it and distill into the backbone, predict by class vectors."""
-
-    needs_teacher = True
-    predicts_by_vectors = True
-    uses_styles = False
-
-    def __init__(self, settings: Settings, vectors: ClassVectors) -> None:
-        self._settings = settings
-        self._vectors = torch.from_numpy(vectors.vectors.copy())
-
-    def outputs(self) -> int:
-        """Embedding size D of the teacher."""
-        return int(self._vectors.shape[1])
 
     def stages(self) -> tuple[Stage, ...]:
         """Align (projection only, on cached features), then distill (backbone only)."""
-        return (
-            Stage("align", "head", True, self._settings.align_epochs, self._settings.align_lr),
-            Stage("distill", "backbone", False, self._settings.epochs, self._settings.lr),
-        )
+        distill = Stage("distill", "backbone", False, self._settings.epochs, self._settings.lr)
+        return (self._align(), distill)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """`losses.vl2v` with the teacher's image embeddings and the labels' class vectors."""
@@ -211,7 +146,35 @@ class Vl2vAdip:
         return losses.vl2v(outputs, _target(batch), classes, self._settings.image_weight)
 
 
-class DataFree:
+class Vl2vSd(Vl2vAdip):
+    """VL2V-SD: the student starts as the teacher's image encoder and learns by the same loss, in one stage."""
+
+    start: Start = "teacher"
+
+    def stages(self) -> tuple[Stage, ...]:
+        """One stage that trains everything; a copy needs no alignment."""
+        return (Stage("distill", "all", False, self._settings.epochs, self._settings.lr),)
+
+
+class PromptKd(_ByVectors):
+    """PromptKD's second stage: match a prompt-tuned teacher over its class vectors, without labels.
+
+    The first stage, learning the prompts, is `prompt_learning`; the class vectors given here are those of the
+    learned prompts, computed once after it.
+    """
+
+    start: Start = "projector"
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """`losses.soft_divergence` from the teacher's logits times ``divergence_weight``; no label is read."""
+        how = self._settings
+        goal = self.logits(_target(batch))
+        return how.divergence_weight * losses.soft_divergence(
+            self.logits(outputs), goal, how.soft_temperature
+        )
+
+
+class DataFree(_ByVectors):
     """The teacher's soft labels on images made from class names, and the class each was asked to show.
 
     Inspired by Xuan et al., whose abstract says that the student is distilled on synthesised images and gives
@@ -220,36 +183,48 @@ class DataFree:
     teacher's image embeddings keeps the student in the space where these have a meaning.
     """
 
-    needs_teacher = True
-    predicts_by_vectors = True
-    uses_styles = False
-
-    def __init__(self, settings: Settings, vectors: ClassVectors) -> None:
-        self._settings = settings
-        self._vectors = torch.from_numpy(vectors.vectors.copy())
-        self._scale = vectors.logit_scale
-
-    def outputs(self) -> int:
-        """Embedding size D of the teacher."""
-        return int(self._vectors.shape[1])
-
     def stages(self) -> tuple[Stage, ...]:
         """Align the projection on cached features, then train everything."""
-        return (
-            Stage("align", "head", True, self._settings.align_epochs, self._settings.align_lr),
-            Stage("distill", "all", False, self._settings.epochs, self._settings.lr),
-        )
+        return (self._align(), Stage("distill", "all", False, self._settings.epochs, self._settings.lr))
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """``T^2 KL(teacher || student) + beta CE(prompt class) + gamma |student - teacher|^2`` on unit rows."""
         image, how = _target(batch), self._settings
-        student = self._scale * losses.unit(outputs) @ self._vectors.t()
-        teacher = self._scale * losses.unit(image) @ self._vectors.t()
+        student, teacher = self.logits(outputs), self.logits(image)
         return (
             losses.soft_divergence(student, teacher, how.soft_temperature)
             + how.prompt_weight * losses.cross_entropy(student, batch.labels)
             + how.embedding_weight * losses.unit_distance(outputs, image)
         )
+
+
+class Vlkd(_ByVectors):
+    """Our own recipe: the teacher's embeddings of style-diversified views, labels by class vectors, relations.
+
+    Part of the views are redrawn in other styles (`stylise`), and what the student is to match is the
+    teacher's embedding of that very view. Projection and backbone train together after the projection is
+    aligned.
+    """
+
+    uses_styles = True
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Align the projection on cached features, then train everything."""
+        return (self._align(), Stage("distill", "all", False, self._settings.epochs, self._settings.lr))
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """``a CE(labels) + b |student - teacher|^2 + c T^2 KL(teacher || student) + d relations``."""
+        image, how = _target(batch), self._settings
+        terms = [
+            how.cls_weight * losses.cross_entropy(self.logits(outputs), batch.labels),
+            how.distance_weight * losses.unit_distance(outputs, image),
+        ]
+        if how.divergence_weight > 0:
+            soft = losses.soft_divergence(self.logits(outputs), self.logits(image), how.soft_temperature)
+            terms.append(how.divergence_weight * soft)
+        if how.relation_weight > 0:
+            terms.append(how.relation_weight * losses.relation(outputs, image))
+        return torch.stack(terms).sum()
 
 
 def _target(batch: Batch) -> Tensor:
@@ -259,12 +234,15 @@ def _target(batch: Batch) -> Tensor:
     return batch.image_target
 
 
-METHODS: dict[str, type[Erm | Kd | Vl2vAdip | VlmOod | DataFree]] = {
+METHODS: dict[MethodName, type[Erm | Kd | Vl2vAdip | Vl2vSd | PromptKd | VlmOod | DataFree | Vlkd]] = {
     "erm": Erm,
     "kd": Kd,
     "vl2v-adip": Vl2vAdip,
+    "vl2v-sd": Vl2vSd,
+    "promptkd": PromptKd,
     "vlm-ood": VlmOod,
     "data-free": DataFree,
+    "vlkd": Vlkd,
 }
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,71 +21,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlkd_runtime.errors import ConfigError, DataError
+from vlkd_runtime.errors import DataError
 
 from . import checkpoints, class_vectors, losses
 from .augment import clean_views, random_views
 from .augmentation import Augmentation
 from .losses import unit
 from .prompting import PromptedTeacher, TextTower, encode_images, normalised, takes_visual_prompts
+from .specs import PromptSettings
 from .teachers import OpenClipTeacher
 
 FILE = "prompts.safetensors"
 OnStep = Callable[[str, int, float], None]
 
 _IMAGES_AT_ONCE = 64
-
-
-@dataclass(frozen=True, slots=True)
-class PromptSettings:
-    """How prompts are learned; the values are PromptSRC's.
-
-    Attributes:
-        tokens: learned tokens a layer, in each tower.
-        layers: prompted layers, counted from the first; a tower with fewer has them in all of its own.
-        start: the words whose token embeddings the first layer's context starts from; where they are fewer
-            than ``tokens``, the rest start as small noise.
-        shots: labelled images a class that are looked at, drawn by the seed; 0 for all.
-        epochs: passes over them.
-        batch: images a step.
-        lr: of SGD with momentum 0.9, falling as a cosine to zero.
-        weight_decay: SGD's.
-        text_weight: of the mean absolute distance between prompted and frozen text embeddings.
-        image_weight: likewise for image embeddings; without effect where the image tower has no prompts.
-        logit_weight: of KL(zero-shot || prompted), a mean over images and classes as in PromptSRC; its
-            weight as a mean over images alone is ``logit_weight / C``.
-        average_at: epoch with the largest weight in the average of the prompts, as a share of all epochs.
-        average_width: standard deviation of those weights, likewise.
-        templates: prompts of the frozen text embeddings.
-        min_area: smallest crop of a random view; views are drawn only where the image tower has prompts.
-    """
-
-    tokens: int = 4
-    layers: int = 9
-    start: str = "a photo of a"
-    shots: int = 16
-    epochs: int = 20
-    batch: int = 8
-    lr: float = 5e-3
-    weight_decay: float = 5e-4
-    text_weight: float = 25.0
-    image_weight: float = 10.0
-    logit_weight: float = 1.0
-    average_at: float = 0.75
-    average_width: float = 0.05
-    templates: tuple[str, ...] = ("a photo of a {}.", "a painting of a {}.", "a sketch of a {}.", "a {}.")
-    min_area: float = 0.3
-
-    def __post_init__(self) -> None:
-        counts = {name: getattr(self, name) for name in ("tokens", "layers", "epochs", "batch")}
-        wrong = [f"{name} must be at least 1, found {value}" for name, value in counts.items() if value < 1]
-        if self.shots < 0:
-            wrong.append(f"shots must be 0 (all images) or more, found {self.shots}")
-        if self.average_width <= 0:
-            wrong.append(f"average_width must be above 0, found {self.average_width}")
-        if wrong:
-            msg = f"prompts: {'; '.join(wrong)}. Correct the settings of prompt learning."
-            raise ConfigError(msg)
 
 
 class _Learner(nn.Module):
@@ -251,22 +199,6 @@ def prompt_loss(
         + settings.image_weight * F.l1_loss(image, frozen_image)
         + settings.logit_weight / logits.shape[1] * losses.soft_divergence(logits, frozen, 1.0)
     )
-
-
-def prompt_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float, weight: float) -> Tensor:
-    """``weight T^2 KL(softmax(teacher / T) || softmax(student / T))``, a mean over the batch.
-
-    Args:
-        student_logits: ``(B, C)``.
-        teacher_logits: ``(B, C)`` over the same class vectors; takes no gradient.
-        temperature: T.
-        weight: the whole weight of the divergence. PromptKD's code divides by B C and multiplies by
-            KD_WEIGHT, so its weight here is ``KD_WEIGHT / C``: 1 on ImageNet, 10 with a hundred classes.
-
-    References:
-        PromptKD, the KL loss over the teacher's stored class vectors.
-    """
-    return weight * losses.soft_divergence(student_logits, teacher_logits, temperature)
 
 
 def average_weights(epochs: int, at: float, width: float) -> tuple[float, ...]:

@@ -7,9 +7,16 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
+from vlkd_runtime.errors import ConfigError
+
+CLIP_PREFIX = "clip:"
+"""In front of an open_clip teacher's name, as a student's architecture: its image tower with visual prompts."""
+
 Pretrained = Literal["none", "hub", "package"]
 TeacherView = Literal["clean_cached", "same_aug"]
-MethodName = Literal["erm", "kd", "vl2v-adip", "vlm-ood", "data-free"]
+MethodName = Literal["erm", "kd", "vl2v-adip", "vl2v-sd", "promptkd", "vlm-ood", "data-free", "vlkd"]
+Rule = Literal["last", "mean", "source-best", "swad"]
+StyleName = Literal["grey", "pencil", "edges", "poster", "paint", "palette"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,21 +33,30 @@ class Settings:
         weight_decay: AdamW's.
         image_weight: lambda of VL2V-ADiP, the weight of the teacher's image embedding.
         soft_weight: w of naive distillation, the weight of the teacher's soft labels.
-        soft_temperature: T of naive distillation and of data-free.
+        soft_temperature: T of naive distillation, promptkd, data-free and vlkd.
+        divergence_weight: of T^2 KL(teacher || student), a mean over the batch, in promptkd and vlkd. PromptKD's
+            code divides by classes, too, so its KD_WEIGHT of 1000 is ``1000 / C`` here.
         prompt_weight: beta of data-free, the weight of the class that an image was made from.
         embedding_weight: of data-free's distance to the teacher's image embedding; 0 leaves it out.
         text_temperature: tau of vlm-ood's similarities.
         nearest_texts: k of vlm-ood's proximity term: how many class texts nearest to the teacher it compares.
-        cls_weight: of vlm-ood's cross-entropy on the class vectors; 0 switches a term off.
-        distance_weight: of its squared distance to the teacher's unit embedding.
+        cls_weight: of vlm-ood's and vlkd's cross-entropy on the class vectors; 0 switches a term off.
+        distance_weight: of their squared distance to the teacher's unit embedding.
         contrast_weight: of its image-to-image InfoNCE.
         proximity_weight: of its vision-language proximity.
+        relation_weight: of vlkd's relations between samples.
         style_share: chance that vlkd shows a style view instead of the image.
+        styles: the styles it draws; see ``vlkd_distill.stylise``.
         teacher_view: ``same_aug`` embeds the very view the student sees (the paper); ``clean_cached``
             embeds each image once.
         batch_norm: ``frozen`` keeps the statistics of the start weights (the paper).
         precision: ``auto`` multiplies in bfloat16 where the processor has it in hardware (good for dense
             and grouped convolutions, slower for depthwise ones); ``float32`` never does.
+        weights: which weights a training ends with: the ``last``, the ``mean`` over the second half's steps,
+            those with the least loss on source images kept back (``source-best``), or ``swad``'s; see
+            ``vlkd_distill.averaging``. No rule looks at a held-out domain.
+        kept_back: share of the source images that ``source-best`` and ``swad`` judge by and do not train on.
+        judgements: how often they do.
         seed: of batches and views.
     """
 
@@ -54,6 +70,7 @@ class Settings:
     image_weight: float = 0.5
     soft_weight: float = 0.5
     soft_temperature: float = 2.0
+    divergence_weight: float = 1.0
     prompt_weight: float = 0.5
     embedding_weight: float = 1.0
     text_temperature: float = 0.07
@@ -62,11 +79,21 @@ class Settings:
     distance_weight: float = 1.0
     contrast_weight: float = 1.0
     proximity_weight: float = 1.0
+    relation_weight: float = 0.0
     style_share: float = 0.5
+    styles: tuple[StyleName, ...] = ("pencil", "edges", "poster", "grey")
     teacher_view: TeacherView = "same_aug"
     batch_norm: Literal["train", "frozen"] = "frozen"
     precision: Literal["auto", "float32"] = "float32"
+    weights: Rule = "last"
+    kept_back: float = 0.1
+    judgements: int = 20
     seed: int = 0
+
+    @property
+    def judges(self) -> bool:
+        """Whether source images are kept back to choose weights by."""
+        return self.weights in ("source-best", "swad")
 
     @property
     def asks_about_images(self) -> bool:
@@ -75,15 +102,18 @@ class Settings:
 
     def used(self) -> dict[str, Any]:
         """The values that this method reads: what its result depends on."""
-        return {name: getattr(self, name) for name in (*_SHARED, *_READ[self.method])}
+        judging = ("kept_back", "judgements") if self.judges else ()
+        return {name: getattr(self, name) for name in (*_SHARED, *judging, *_READ[self.method])}
 
 
-_SHARED = ("method", "epochs", "lr", "batch", "weight_decay", "batch_norm", "precision", "seed")
+_SHARED = ("method", "epochs", "lr", "batch", "weight_decay", "batch_norm", "precision", "weights", "seed")
 _READ: Mapping[MethodName, tuple[str, ...]] = MappingProxyType(
     {
         "erm": (),
         "kd": ("soft_weight", "soft_temperature", "teacher_view"),
         "vl2v-adip": ("align_epochs", "align_lr", "image_weight", "teacher_view"),
+        "vl2v-sd": ("image_weight", "teacher_view"),
+        "promptkd": ("soft_temperature", "divergence_weight", "teacher_view"),
         "vlm-ood": (
             *("text_temperature", "nearest_texts", "cls_weight", "distance_weight"),
             *("contrast_weight", "proximity_weight", "teacher_view"),
@@ -92,8 +122,64 @@ _READ: Mapping[MethodName, tuple[str, ...]] = MappingProxyType(
             *("align_epochs", "align_lr", "soft_temperature", "prompt_weight", "embedding_weight"),
             "teacher_view",
         ),
+        "vlkd": (
+            *("align_epochs", "align_lr", "cls_weight", "distance_weight", "divergence_weight"),
+            *("soft_temperature", "relation_weight", "style_share", "styles", "teacher_view"),
+        ),
     }
 )
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSettings:
+    """How prompts are learned; the values are PromptSRC's.
+
+    Attributes:
+        tokens: learned tokens a layer, in each tower.
+        layers: prompted layers, counted from the first; a tower with fewer has them in all of its own.
+        start: the words whose token embeddings the first layer's context starts from; where they are fewer
+            than ``tokens``, the rest start as small noise.
+        shots: labelled images a class that are looked at, drawn by the seed; 0 for all.
+        epochs: passes over them.
+        batch: images a step.
+        lr: of SGD with momentum 0.9, falling as a cosine to zero.
+        weight_decay: SGD's.
+        text_weight: of the mean absolute distance between prompted and frozen text embeddings.
+        image_weight: likewise for image embeddings; without effect where the image tower has no prompts.
+        logit_weight: of KL(zero-shot || prompted), a mean over images and classes as in PromptSRC; its
+            weight as a mean over images alone is ``logit_weight / C``.
+        average_at: epoch with the largest weight in the average of the prompts, as a share of all epochs.
+        average_width: standard deviation of those weights, likewise.
+        templates: prompts of the frozen text embeddings.
+        min_area: smallest crop of a random view; views are drawn only where the image tower has prompts.
+    """
+
+    tokens: int = 4
+    layers: int = 9
+    start: str = "a photo of a"
+    shots: int = 16
+    epochs: int = 20
+    batch: int = 8
+    lr: float = 5e-3
+    weight_decay: float = 5e-4
+    text_weight: float = 25.0
+    image_weight: float = 10.0
+    logit_weight: float = 1.0
+    average_at: float = 0.75
+    average_width: float = 0.05
+    templates: tuple[str, ...] = ("a photo of a {}.", "a painting of a {}.", "a sketch of a {}.", "a {}.")
+    min_area: float = 0.3
+
+    def __post_init__(self) -> None:
+        counts = {name: getattr(self, name) for name in ("tokens", "layers", "epochs", "batch")}
+        wrong = [f"{name} must be at least 1, found {value}" for name, value in counts.items() if value < 1]
+        if self.shots < 0:
+            wrong.append(f"shots must be 0 (all images) or more, found {self.shots}")
+        if self.average_width <= 0:
+            wrong.append(f"average_width must be above 0, found {self.average_width}")
+        if wrong:
+            msg = f"prompts: {'; '.join(wrong)}. Correct the settings of prompt learning."
+            raise ConfigError(msg)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +187,7 @@ class StudentSpec:
     """What the student is before it learns anything.
 
     Attributes:
-        arch: timm model name.
+        arch: timm model name; for promptkd also ``clip:<teacher name>``, an open_clip image transformer.
         image_size: input height and width in pixels.
         pretrained: where the start weights come from.
         seed: seeds the weights that start random.

@@ -20,7 +20,8 @@ from vlkd_runtime.vectors import ClassVectors
 
 from .losses import unit
 from .quiet import first_line, quiet
-from .specs import StudentSpec
+from .specs import CLIP_PREFIX, StudentSpec
+from .teacher_names import check_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +171,9 @@ def check(spec: StudentSpec) -> None:
     """
     import timm
 
+    if spec.arch.startswith(CLIP_PREFIX):
+        check_name(spec.arch.removeprefix(CLIP_PREFIX))
+        return
     name = spec.arch.split(".")[0]
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)

@@ -1,6 +1,6 @@
 """The one loop that runs every stage of every method: progress, checkpoints, exact resume.
 
-Letters used in shapes: N images, B batch, D embedding size.
+Letters used in shapes: R images that train, n backbone features, B batch.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import checkpoints
+from . import averaging, checkpoints, losses
 from .augment import clean_views
 from .augmentation import Augmentation
 from .feeding import Feed, TrainingData, autocast, epoch_rows, steps_of
-from .methods import Method, Stage
+from .heap import keep_freed_memory
 from .specs import Settings
+from .stages import Method, Stage
 from .students import Student
 
 OnStep = Callable[[str, int, float], None]
@@ -53,6 +54,7 @@ def train(
         on_step: called as ``on_step(stage name, steps done, loss)``.
         augmentation: limits of the random views.
     """
+    keep_freed_memory()
     feed = Feed(method, settings, data, augmentation)
     resumed = checkpoints.load(folder)
     kept = torch.from_numpy(data.rows)
@@ -62,45 +64,74 @@ def train(
         steps_per_epoch = steps_of(len(data.rows), settings.batch)
         optimizer = _optimizer(student, settings)
         schedule = _Schedule(optimizer, stage.lr, stage.epochs * steps_per_epoch)
+        keeper = averaging.keeper(settings.weights if index == len(stages) - 1 else "last")
         first_epoch = 0
         if resumed is not None:
             if resumed.stage > index:
                 on_step(stage.name, stage.epochs * steps_per_epoch, math.nan)
                 continue
             checkpoints.restore(resumed, student, optimizer)
+            keeper.restore(resumed.kept)
             first_epoch, resumed = resumed.epoch, None
             schedule.done = first_epoch * steps_per_epoch
             on_step(stage.name, schedule.done, math.nan)
         features = None
         if stage.cached_features and first_epoch < stage.epochs:
             features = _cached_features(student, settings, data)
+        judged = settings.judges and index == len(stages) - 1
         # Counted from the last stage, so that every method's backbone sees the same batches and views.
         from_last = len(stages) - 1 - index
         for epoch in range(first_epoch, stage.epochs):
             seed = _epoch_seed(settings.seed, from_last, epoch)
             generator = torch.Generator().manual_seed(seed)
             torch.manual_seed(seed + 1)
-            student.train()
-            if settings.batch_norm == "frozen" or stage.cached_features:
-                _freeze_batch_norm(student)
+            _train_mode(student, stage, settings)
             for chosen in epoch_rows(data.domains, settings.batch, generator):
                 rows = kept[chosen]
                 if features is not None:
-                    loss = method.loss(student.head(features[rows]), feed.clean(rows))
+                    loss = method.loss(student.head(features[chosen]), feed.clean(rows))
                 else:
                     views, batch = feed.views(rows, generator)
                     with autocast(settings):
                         outputs = student(views)
                     loss = method.loss(outputs.float(), batch)
                 schedule.step(loss)
+                keeper.step(student.state_dict(), schedule.share)
+                if judged and schedule.at_one_of(settings.judgements):
+                    keeper.judge(_source_loss(student, method, settings, data), student.state_dict())
+                    _train_mode(student, stage, settings)
                 on_step(stage.name, 1, float(loss.detach()))
-            checkpoints.save(folder, student, optimizer, index, epoch + 1)
+            checkpoints.save(folder, student, optimizer, index, epoch + 1, keeper.state())
+        averaging.select(student, keeper.final())
     student.eval().requires_grad_(False)
     return student
 
 
 def _epoch_seed(seed: int, stage: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, stage, epoch]).generate_state(1)[0])
+
+
+def _train_mode(student: Student, stage: Stage, settings: Settings) -> None:
+    student.train()
+    if settings.batch_norm == "frozen" or stage.cached_features:
+        for module in student.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+@torch.no_grad()
+def _source_loss(student: Student, method: Method, settings: Settings, data: TrainingData) -> float:
+    """Cross-entropy of the student's answers on the source images kept back, as they are."""
+    student.eval()
+    kept_back, labels = np.array(data.selection), torch.from_numpy(data.store.labels)
+    total = 0.0
+    for start in range(0, len(kept_back), 64):
+        rows = kept_back[start : start + 64]
+        with autocast(settings):
+            outputs = student(clean_views(torch.from_numpy(data.store.pixels[rows])))
+        loss = losses.cross_entropy(method.logits(outputs.float()), labels[rows])
+        total += float(loss) * len(rows)
+    return total / len(kept_back)
 
 
 def _select_trainable(student: Student, stage: Stage) -> None:
@@ -125,6 +156,15 @@ class _Schedule:
         self._optimizer, self._peak, self._steps = optimizer, peak, max(1, steps)
         self.done = 0
 
+    @property
+    def share(self) -> float:
+        """Part of the stage that is done."""
+        return self.done / self._steps
+
+    def at_one_of(self, times: int) -> bool:
+        """Whether this step ends one of ``times`` equal parts."""
+        return self.done * times // self._steps > (self.done - 1) * times // self._steps
+
     def step(self, loss: Tensor) -> None:
         warm = max(1, self._steps // 20)
         if self.done < warm:
@@ -141,7 +181,7 @@ class _Schedule:
 
 @torch.no_grad()
 def _cached_features(student: Student, settings: Settings, data: TrainingData) -> Tensor:
-    """Features ``(N, n)`` of the clean images, from the backbone as it is.
+    """Features ``(R, n)`` of the clean images that train, from the backbone as it is.
 
     A backbone that starts from random weights has batch statistics of nothing yet; where they are to be
     trained, they are first taken from the images, so that the projection is fitted to features as the
@@ -154,9 +194,9 @@ def _cached_features(student: Student, settings: Settings, data: TrainingData) -
 
 
 def _pass(student: Student, settings: Settings, data: TrainingData) -> Iterator[Tensor]:
-    """Features of the clean images, a batch at a time."""
-    for start in range(0, len(data.store.samples), 64):
-        pixels = torch.from_numpy(np.array(data.store.pixels[start : start + 64]))
+    """Features of the clean images that train, a batch at a time."""
+    for start in range(0, len(data.rows), 64):
+        pixels = torch.from_numpy(data.store.pixels[data.rows[start : start + 64]])
         with autocast(settings):
             features = student.features(clean_views(pixels))
         yield features.float()
@@ -173,9 +213,3 @@ def _estimate_batch_norm(student: Student, settings: Settings, data: TrainingDat
         pass
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
-
-
-def _freeze_batch_norm(student: Student) -> None:
-    for module in student.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.eval()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from .bundle import Bundle
-from .classifier import Classifier
+from .classifier import Classifier, Prediction
 from .errors import (
     BundleError,
     ConfigError,
     DataError,
-    FallbackError,
     ImageError,
     RefusalError,
     SelfTestError,
@@ -16,7 +15,6 @@ from .errors import (
     UsageError,
     VlkdError,
 )
-from .prediction import Prediction
 from .preprocess import PreprocessSpec
 from .vectors import ClassVectors
 
@@ -27,7 +25,6 @@ __all__ = [
     "Classifier",
     "ConfigError",
     "DataError",
-    "FallbackError",
     "ImageError",
     "Prediction",
     "PreprocessSpec",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from .bundle import BundleReader
-from .engines.base import EngineOptions
+from .engines import open_engine
 from .errors import RefusalError, UsageError
-from .loading import load_engine
+from .selftest import run_self_test
 
 _ENGINE_STEP = "self-test"
 
@@ -43,27 +42,20 @@ class VerifyReport:
     checks: tuple[Check, ...]
 
 
-def verify(
-    path: str | os.PathLike[str],
-    *,
-    engine: str = "auto",
-    threads: int | None = None,
-    public_keys: Sequence[bytes | Path] = (),
-) -> VerifyReport:
+def verify(path: str | os.PathLike[str], *, engine: str = "auto", threads: int | None = None) -> VerifyReport:
     """Check a bundle from its container to the answers of its model.
 
     Args:
         path: A bundle folder or ``.vlkd`` archive.
         engine: Which engine to self-test; ``none`` leaves that check out.
         threads: How many threads the engine may use.
-        public_keys: Keys of whom to trust; given any, one of them must have signed the bundle.
 
     Raises:
         DataError: Nothing is there to be read.
         ConfigError: An engine nobody knows.
         UnavailableError: The engine is not installed.
     """
-    reader = BundleReader(path, public_keys=public_keys)
+    reader = BundleReader(path)
     steps: list[tuple[str, Callable[[], str]]] = list(reader.steps)
     if engine != "none":
         steps.append((_ENGINE_STEP, lambda: _self_test(reader, engine, threads)))
@@ -85,12 +77,12 @@ def verify(
 
 def _self_test(reader: BundleReader, engine: str, threads: int | None) -> str:
     bundle = reader.bundle()
-    # Run anew and kept nowhere: whoever asks for a check means now.
-    loaded = load_engine(bundle, engine=engine, options=EngineOptions(threads), self_test="always")
-    info, selection = loaded.engine.info, loaded.selection
-    loaded.engine.close()
-    result = selection.self_test
+    loaded = open_engine(bundle.model, engine=engine, threads=threads)
+    try:
+        result = run_self_test(loaded, bundle.golden, bundle.manifest.golden)
+    finally:
+        loaded.close()
     return (
-        f"{info.name} ({info.provider} {info.version}), variant {selection.variant}: {result['samples']} samples, "
-        f"cosine at least {result['min_cosine']:.6f}, logits within {result['max_logit_gap']:.4g}"
+        f"{loaded.info.name} ({loaded.info.provider} {loaded.info.version}): {result.samples} samples, "
+        f"cosine at least {result.min_cosine:.6f}, logits within {result.max_logit_gap:.4g}"
     )

@@ -61,10 +61,10 @@ def test_values_variables_and_overrides(tmp_path: Path) -> None:
         ),
         pytest.param("[distill]\nepochs = 0", ["distill.epochs: expected 1 to 100000, found 0"], id="range"),
         pytest.param(
-            "[distill]\nmethod = 'vl2v'",
+            "[distill]\nmethod = 'vl2v-adp'",
             [
                 "distill.method: expected one of 'erm', ",
-                "found 'vl2v'. Did you mean 'vl2v-adip'?",
+                "found 'vl2v-adp'. Did you mean 'vl2v-adip'?",
             ],
             id="choice",
         ),

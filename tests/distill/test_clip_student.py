@@ -14,9 +14,9 @@ from PIL import Image
 from torch import nn
 
 from vlkd_distill import clip_student, export, feeding, students, training
-from vlkd_distill.methods import Batch, Stage
 from vlkd_distill.pixels import PixelStore
 from vlkd_distill.specs import Settings, StudentSpec
+from vlkd_distill.stages import Batch, Stage
 from vlkd_distill.teachers import OpenClipTeacher
 from vlkd_runtime.errors import ConfigError
 from vlkd_runtime.preprocess import prepare

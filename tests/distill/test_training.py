@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vlkd_bench.samples import Sample
-from vlkd_distill import checkpoints, feeding, methods, students, training
+from vlkd_distill import checkpoints, feeding, methods, stages, students, training
 from vlkd_distill.pixels import PixelStore
 from vlkd_distill.specs import Settings, StudentSpec
 from vlkd_runtime.errors import ConfigError, DataError
@@ -68,7 +68,7 @@ def seen(count: int = 18) -> feeding.TrainingData:
     return feeding.TrainingData(PixelStore(samples, pixels, ()), embeddings.astype(np.float32), None)
 
 
-def fresh(settings: Settings = SETTINGS) -> tuple[students.Student, methods.Method]:
+def fresh(settings: Settings = SETTINGS) -> tuple[students.Student, stages.Method]:
     method = methods.create(settings, vectors())
     return students.create(SPEC, method.outputs()), method
 
@@ -104,6 +104,47 @@ def test_interrupted_and_resumed_ends_with_the_same_weights(
     training.train(resumed, method, settings, seen(), tmp_path / "cut")
     for key, tensor in state(whole).items():
         assert torch.equal(tensor, state(resumed)[key]), key
+
+
+@pytest.mark.parametrize("rule", ["mean", "source-best", "swad"])
+def test_chosen_weights_survive_an_interruption_too(tmp_path: Path, rule: str) -> None:
+    settings = dataclasses.replace(SETTINGS, weights=rule, epochs=5, judgements=10)
+    data = dataclasses.replace(seen(), selection=(0, 5, 13))
+    whole, method = fresh(settings)
+    training.train(whole, method, settings, data, tmp_path / "whole")
+
+    class Killed(Exception):
+        pass
+
+    def stop(stage: str, _steps: int, _loss: float) -> None:
+        calls.append(stage)
+        if calls.count("distill") == 11:
+            raise Killed
+
+    calls: list[str] = []
+    broken, method = fresh(settings)
+    with pytest.raises(Killed):
+        training.train(broken, method, settings, data, tmp_path / "cut", stop)
+    resumed, method = fresh(settings)
+    training.train(resumed, method, settings, data, tmp_path / "cut")
+    last, method = fresh(settings)
+    training.train(last, method, dataclasses.replace(settings, weights="last"), data, tmp_path / "last")
+    for key, tensor in state(whole).items():
+        assert torch.equal(tensor, state(resumed)[key]), key
+    assert any(not torch.equal(state(whole)[key], state(last)[key]) for key in state(whole))
+
+
+def test_images_kept_back_do_not_train(tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, weights="last")
+    data = dataclasses.replace(seen(), selection=(0, 5, 13))
+    spoilt = dataclasses.replace(data, store=dataclasses.replace(data.store, pixels=data.store.pixels.copy()))
+    spoilt.store.pixels[[0, 5, 13]] = 0
+    ends = []
+    for name, one in (("as they are", data), ("black", spoilt)):
+        student, method = fresh(settings)
+        training.train(student, method, settings, one, tmp_path / name)
+        ends.append(state(student))
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
 
 
 def test_align_moves_the_projection_only_and_distill_the_backbone_only(tmp_path: Path) -> None:

@@ -1,0 +1,242 @@
+"""How a build learns: prompts, students, float graphs. torch is imported only to do work."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlkd_bench.leaveout import BASELINE
+from vlkd_bench.samples import Sample
+from vlkd_distill.augmentation import Augmentation
+from vlkd_distill.specs import MethodName, Settings
+from vlkd_runtime.atomic import write_text
+
+from .learn import Learning, load_vectors, teacher_key
+from .stages import StageResult, versions
+
+if TYPE_CHECKING:
+    from vlkd_distill.feeding import TrainingData
+    from vlkd_distill.stages import Method
+    from vlkd_distill.styled import StyledStore
+    from vlkd_distill.teachers import Teacher
+
+PARITY_IMAGES = 16
+PARITY_LOGIT_GAP = 1e-2
+PARITY_COSINE = 0.9999
+
+
+def vectors_for(
+    learning: Learning,
+    method: MethodName,
+    samples: Sequence[Sample],
+    store: StageResult,
+    vectors: StageResult,
+) -> StageResult:
+    """The class vectors that a method learns from: the names' own, or for promptkd those of learned prompts.
+
+    Args:
+        learning: what the stages share.
+        method: who asks.
+        samples: train images of the source domains; a few of each class teach the prompts.
+        store: their pixels.
+        vectors: of the plain class names.
+    """
+    if method != "promptkd":
+        return vectors
+    settings, seed = learning.config.prompts, learning.config.distill.seed
+    names = load_vectors(vectors).names
+
+    def work(folder: Path) -> None:
+        from vlkd_distill import checkpoints, pixels, prompt_learning
+        from vlkd_distill.prompting import prompted_class_vectors
+
+        images = pixels.PixelStore.open(store.folder, samples)
+        rows = prompt_learning.few_shot(images.labels, settings.shots, seed)
+        steps = settings.epochs * -(-len(rows) // settings.batch)
+        with learning.live.task("learning prompts", steps) as advance:
+            prompted = prompt_learning.learn_prompts(
+                learning.open_clip_teacher("promptkd"),
+                images.pixels,
+                images.labels,
+                names,
+                settings,
+                seed,
+                folder,
+                lambda stage, done, loss: advance(done, note=f"{stage}, loss {loss:.3f}"),
+            )
+        prompted_class_vectors(prompted, names).save(folder / "class_vectors.safetensors")
+        (folder / checkpoints.FILE).unlink(missing_ok=True)
+
+    inputs = {
+        "settings": dataclasses.asdict(settings),
+        "seed": seed,
+        "vectors": vectors.key,
+        "pixels": store.key,
+    }
+    return learning.workspace.stage(
+        "prompts", inputs | versions("torch", "open_clip_torch", "vlkd-edge"), work
+    )
+
+
+def train(
+    learning: Learning,
+    method: MethodName,
+    samples: Sequence[Sample],
+    store: StageResult,
+    vectors: StageResult,
+) -> StageResult:
+    """Train one student.
+
+    Args:
+        learning: what the stages share.
+        method: how.
+        samples: train images of the source domains.
+        store: their pixels.
+        vectors: as `vectors_for` gives them.
+    """
+    settings = learning.settings(method)
+
+    def work(folder: Path) -> None:
+        from vlkd_distill import checkpoints, methods, starting, training
+
+        how = methods.create(settings, load_vectors(vectors))
+        teacher = _seer(learning, method, vectors)
+        seen = _training_data(learning, how, settings, samples, store, teacher)
+        student = starting.start(learning.student_spec(), how, learning.teacher)
+        with learning.live.task(f"training {method}", training.total_steps(settings, how, seen)) as advance:
+
+            def on_step(stage: str, steps: int, loss: float) -> None:
+                advance(steps, note=f"{stage}, loss {loss:.3f}")
+
+            training.train(student, how, settings, seen, folder, on_step)
+        checkpoints.save_weights(folder / "student.safetensors", student)
+        (folder / checkpoints.FILE).unlink(missing_ok=True)
+
+    inputs = {
+        "settings": settings.used(),
+        "augmentation": dataclasses.asdict(Augmentation()),
+        "student": dataclasses.asdict(learning.student_spec()),
+        "pixels": store.key,
+        "vectors": len(load_vectors(vectors).names) if method == BASELINE else vectors.key,
+    }
+    if method == "vlkd":
+        inputs["renderer"] = _style_renderer()
+    return learning.workspace.stage(method, inputs | versions("torch", "timm", "vlkd-edge"), work)
+
+
+def _seer(learning: Learning, method: MethodName, vectors: StageResult) -> Callable[[], Teacher]:
+    """Who embeds images for a method: the teacher, or the teacher with learned visual prompts."""
+    if method != "promptkd":
+        return learning.teacher
+
+    def prompted() -> Teacher:
+        from vlkd_distill import prompt_learning
+        from vlkd_distill.prompting import PromptedTeacher
+
+        base = learning.open_clip_teacher(method)
+        found = PromptedTeacher.load(vectors.folder / prompt_learning.FILE, base)
+        return base if found.visual is None else found  # without visual prompts it sees what the teacher sees
+
+    return prompted
+
+
+def _training_data(
+    learning: Learning,
+    how: Method,
+    settings: Settings,
+    samples: Sequence[Sample],
+    store: StageResult,
+    teacher: Callable[[], Teacher],
+) -> TrainingData:
+    """Pixels, and of the teacher's answers what the method asks for: cached ones, the teacher, style views."""
+    from vlkd_distill import embeddings, feeding, pixels, splits
+
+    images = pixels.PixelStore.open(store.folder, samples)
+    cache, cached, styled = learning.workspace.cache, None, None
+    clean = any(stage.cached_features and stage.epochs > 0 for stage in how.stages())
+    if how.needs_teacher and (clean or settings.teacher_view == "clean_cached"):
+        with learning.live.task("asking the teacher", len(images.samples)) as advance:
+            cached = embeddings.embed(teacher(), images.samples, cache / "embeddings", advance)
+    if how.uses_styles and settings.style_share > 0:
+        styled = _styled(learning, settings, images.samples, store)
+    asked = teacher() if how.needs_teacher and settings.teacher_view == "same_aug" else None
+    kept_back: tuple[int, ...] = ()
+    if settings.judges:
+        rows = {sample.image: row for row, sample in enumerate(images.samples)}
+        _, chosen = splits.source_holdout(images.samples, settings.kept_back, settings.seed)
+        kept_back = tuple(rows[sample.image] for sample in chosen)
+    return feeding.TrainingData(images, cached, asked, styled, kept_back)
+
+
+def _styled(
+    learning: Learning, settings: Settings, samples: Sequence[Sample], store: StageResult
+) -> StyledStore:
+    """Style views of the train images with the teacher's embeddings of them."""
+
+    def work(folder: Path) -> None:
+        from vlkd_distill import styled
+
+        total = len(samples) * len(settings.styles)
+        with learning.live.task("drawing other styles", total) as advance:
+            cache = learning.workspace.cache / "styled"
+            styled.build(folder, samples, learning.spec, settings.styles, learning.teacher(), cache, advance)
+
+    from vlkd_distill.styled import StyledStore
+
+    inputs = {
+        "pixels": store.key,
+        "styles": list(settings.styles),
+        "teacher": teacher_key(learning.config),
+        "renderer": _style_renderer(),
+    }
+    stage = learning.workspace.stage("styles", inputs, work)
+    return StyledStore.open(stage.folder, settings.styles)
+
+
+def _style_renderer() -> str:
+    """Hash of the styles' source: another renderer draws other views."""
+    package = importlib.util.find_spec("vlkd_distill")
+    assert package is not None and package.origin is not None
+    return hashlib.sha256((Path(package.origin).parent / "stylise.py").read_bytes()).hexdigest()[:16]
+
+
+def export(
+    learning: Learning,
+    method: MethodName,
+    trained: StageResult,
+    store: StageResult,
+    samples: Sequence[Sample],
+    vectors: StageResult,
+) -> StageResult:
+    """Fuse a trained student and write the float graph, checked against torch."""
+
+    def work(folder: Path) -> None:
+        import numpy as np
+
+        from vlkd_distill import checkpoints, methods, pixels, starting, students
+        from vlkd_distill import export as graph
+
+        stored = load_vectors(vectors)
+        how = methods.create(learning.settings(method), stored)
+        student = starting.untrained(learning.student_spec(), how, learning.teacher)
+        checkpoints.load_weights(trained.folder / "student.safetensors", student)
+        network = students.Deployable(
+            student, students.FusedHead(stored) if how.predicts_by_vectors else None
+        )
+        with learning.live.task(f"exporting {method}", None):
+            graph.export(network, learning.spec.height, folder / "model.onnx")
+            images = pixels.PixelStore.open(store.folder, samples).pixels
+            some = np.array(images[:: max(1, len(images) // PARITY_IMAGES)][:PARITY_IMAGES])
+            parity = graph.check_parity(
+                network, folder / "model.onnx", some, max_logit_gap=PARITY_LOGIT_GAP, min_cosine=PARITY_COSINE
+            )
+        write_text(folder / "parity.json", json.dumps(dataclasses.asdict(parity), indent=1))
+
+    inputs = {"trained": trained.key, "vectors": vectors.key, "parity": [PARITY_LOGIT_GAP, PARITY_COSINE]}
+    inputs |= versions("torch", "onnx", "onnxscript", "onnxruntime", "vlkd-edge")
+    return learning.workspace.stage(f"export-{method}", inputs, work)
