@@ -1,0 +1,168 @@
+"""Style views on disk: what the student sees is what the teacher was asked about, and asked about once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlkd_bench.samples import Sample
+from vlkd_distill import styled, stylise
+from vlkd_distill.styled import StyledStore
+from vlkd_runtime.errors import ConfigError, DataError
+from vlkd_runtime.preprocess import PreprocessSpec, prepare
+
+SPEC = PreprocessSpec(height=24, width=24, resize="squash")
+STYLES = ("pencil", "palette")
+
+
+class Asked:
+    """Embeds a view as its mean colours; counts the views, and may fail at one of them."""
+
+    name, fingerprint, dim, logit_scale = "asked", "a" * 64, 3, 1.0
+
+    def __init__(self, dies_after: int | None = None) -> None:
+        self.views, self.dies_after = 0, dies_after
+
+    def embed_views(self, views: Tensor) -> Tensor:
+        if self.dies_after is not None and self.views >= self.dies_after:
+            raise KeyboardInterrupt
+        self.views += len(views)
+        return views.mean((2, 3)) + 0.1
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> tuple[Sample, ...]:
+    """Three images in one domain and two in another."""
+    found = []
+    for number in range(5):
+        domain = "a" if number < 3 else "b"
+        path = tmp_path / "data" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((90, 80)).save(path)
+        found.append(Sample(path, f"{domain}/c/{number}.png", domain, 0))
+    return tuple(found)
+
+
+def built(
+    tmp_path: Path, samples: tuple[Sample, ...], teacher: Asked, name: str = "out", styles=STYLES
+) -> StyledStore:
+    folder = tmp_path / name
+    folder.mkdir(exist_ok=True)
+    return styled.build(folder, samples, SPEC, styles, teacher, tmp_path / "cache")
+
+
+def test_each_view_is_the_image_in_a_style_with_the_teachers_answer_to_it(
+    tmp_path: Path, samples: tuple[Sample, ...]
+) -> None:
+    teacher, finished = Asked(), []
+    (tmp_path / "out").mkdir()
+    store = styled.build(
+        tmp_path / "out", samples, SPEC, STYLES, teacher, tmp_path / "cache", finished.append
+    )
+    assert store.styles == STYLES
+    assert store.pixels.shape == (2, 5, 24, 24, 3) and store.pixels.dtype == np.uint8
+    assert store.embeddings.shape == (2, 5, 3)
+    assert teacher.views == sum(finished) == 10
+    large = PreprocessSpec(192, 192, SPEC.resize, SPEC.crop_fraction, SPEC.interpolation)
+    for row, sample in enumerate(samples):
+        content = hashlib.sha256(sample.path.read_bytes()).digest()
+        image = torch.from_numpy(prepare(sample.path, large)).permute(2, 0, 1) / 255
+        for position, style in enumerate(STYLES):
+            seed = hashlib.sha256(content + style.encode()).digest()[:7]
+            generator = torch.Generator().manual_seed(int.from_bytes(seed, "big"))
+            view = stylise.STYLES[style](image, generator)
+            assert np.allclose(store.embeddings[position, row], view.mean((1, 2)) + 0.1, atol=1e-6)
+            small = torch.nn.functional.interpolate(view[None], (24, 24), mode="bilinear", antialias=True)
+            expected = (255 * small[0]).permute(1, 2, 0).numpy()
+            assert np.abs(store.pixels[position, row] - expected).max() <= 0.51
+
+
+def test_what_is_known_is_not_asked_again(tmp_path: Path, samples: tuple[Sample, ...]) -> None:
+    first = built(tmp_path, samples, Asked())
+    again = Asked()
+    second = built(tmp_path, samples, again, "again")
+    assert again.views == 0
+    assert (second.pixels == first.pixels).all() and (second.embeddings == first.embeddings).all()
+    fewer = Asked()  # the other domain held out: its shard is the same
+    part = built(tmp_path, samples[:3], fewer, "part")
+    assert fewer.views == 0 and (part.pixels == first.pixels[:, :3]).all()
+    more = Asked()
+    third = built(tmp_path, samples, more, "more", (*STYLES, "grey"))
+    assert more.views == 5 and (third.pixels[:2] == first.pixels).all()
+
+
+@pytest.mark.parametrize("dies_after", [0, 1, 3, 6, 8])
+def test_an_interrupted_store_is_the_same_store(
+    tmp_path: Path, samples: tuple[Sample, ...], dies_after: int
+) -> None:
+    (tmp_path / "whole").mkdir()
+    whole = styled.build(tmp_path / "whole", samples, SPEC, STYLES, Asked(), tmp_path / "other-cache")
+    with pytest.raises(KeyboardInterrupt):
+        built(tmp_path, samples, Asked(dies_after))
+    rest = Asked()
+    resumed = built(tmp_path, samples, rest)
+    assert rest.views == 10 - {0: 0, 1: 3, 3: 3, 6: 6, 8: 8}[dies_after]
+    assert (resumed.pixels == whole.pixels).all() and (resumed.embeddings == whole.embeddings).all()
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def not_finite(path: Path) -> None:
+    from vlkd_runtime.tensorfile import read_tensors, write_tensors
+
+    tensors = {
+        name: np.array(tensor) for name, tensor in read_tensors(path.read_bytes(), where="")[0].items()
+    }
+    tensors["embedding"][0, 0] = np.nan
+    path.write_bytes(write_tensors(tensors, {}))
+
+
+@pytest.mark.parametrize("damage", [truncated, not_finite])
+def test_a_damaged_shard_is_drawn_again(
+    tmp_path: Path, samples: tuple[Sample, ...], damage: Callable[[Path], None]
+) -> None:
+    first = built(tmp_path, samples, Asked())
+    expected = np.array(first.embeddings)
+    shards = sorted((tmp_path / "cache").glob("*.safetensors"))
+    assert len(shards) == 4  # two domains in two styles
+    damage(shards[0])
+    teacher = Asked()
+    assert (built(tmp_path, samples, teacher, "again").embeddings == expected).all()
+    assert teacher.views in (2, 3)
+
+
+def test_an_answer_that_is_not_finite_names_the_image(tmp_path: Path, samples: tuple[Sample, ...]) -> None:
+    class Broken(Asked):
+        def embed_views(self, views: Tensor) -> Tensor:
+            rows = super().embed_views(views)
+            rows[-1, 1] = torch.inf
+            return rows
+
+    with pytest.raises(DataError, match=r"not finite for the pencil view of .*2\.png"):
+        built(tmp_path, samples, Broken())
+
+
+@pytest.mark.parametrize(
+    "styles", [(), ("pencil", "oil"), ("grey", "grey")], ids=["none", "unknown", "twice"]
+)
+def test_styles_that_do_not_exist_are_refused(styles: tuple[str, ...]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"Expected different styles out of grey, pencil, .*distill\.styles"
+    ):
+        styled.check_styles(styles)
+
+
+def test_a_store_of_other_styles_is_refused(tmp_path: Path, samples: tuple[Sample, ...]) -> None:
+    built(tmp_path, samples, Asked())
+    with pytest.raises(DataError, match=r"are \(2, 5\), expected 3 styles: delete"):
+        StyledStore.open(tmp_path / "out", (*STYLES, "grey"))
