@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 
 from vlkd_runtime.errors import DataError
 
-from .bounds import exact_lower, exact_upper, mcnemar_p
+from .bounds import exact_upper, mcnemar_p
 from .discordance import POINTS, Discordance, DropBound, DropBounds, SharedSources, bound_drops, share_sources
 from .ece_change import bound_ece_change
 from .pairing import Pairs, pair
@@ -161,12 +161,9 @@ def _bound_flips(pairs: Pairs, upper: float, lower: float) -> DropBound:
     """
     images, flips = len(pairs.unit), int(pairs.flipped.sum())
     views = -(-images // pairs.units)
-    n, least, most = pairs.units, flips // views, min(pairs.units, -(-flips // views))
-    return DropBound(
-        POINTS * flips / images,
-        POINTS * exact_lower(n, least, 0, lower),
-        POINTS * exact_upper(n, most, 0, upper),
-    )
+    n, fewest, most = pairs.units, flips // views, min(pairs.units, -(-flips // views))
+    low, high = 1 - exact_upper(n, n - fewest, 0, lower), exact_upper(n, most, 0, upper)
+    return DropBound(POINTS * flips / images, POINTS * low, POINTS * high)
 
 
 def _criteria(comparison: PairedComparison, budget: GuardBudget) -> tuple[Criterion, ...]:
@@ -179,29 +176,32 @@ def _criteria(comparison: PairedComparison, budget: GuardBudget) -> tuple[Criter
     """
     images = comparison.images
     found = [
-        Criterion(f"{name} drops", DropBound(item.drop, item.lower, item.upper), budget.worst_points, item.n)
+        Criterion(
+            name, f"{name} drops", DropBound(item.drop, item.lower, item.upper), budget.worst_points, item.n
+        )
         for name, item in comparison.domains.items()
     ]
     if len(comparison.domains) > 1:
-        found.append(Criterion("the mean over domains drops", comparison.mean, budget.mean_points, images))
-    found.append(
-        Criterion("the share of flipped predictions is", comparison.flips, budget.flip_points, images)
+        claim = "the mean over domains drops"
+        found.append(Criterion("mean", claim, comparison.mean, budget.mean_points, images))
+    claim = "the share of flipped predictions is"
+    found.append(Criterion("flips", claim, comparison.flips, budget.flip_points, images))
+    ece = "calibration error", "the calibration error grows", comparison.ece, budget.ece_points
+    rejection = (
+        "rejection of unknowns",
+        "the AUROC of rejecting unknowns drops",
+        comparison.rejection,
+        budget.rejection_points,
     )
-    for name, bound, points, images_used, lacking in (
-        ("the calibration error grows", comparison.ece, budget.ece_points, images, "probabilities"),
-        (
-            "the AUROC of rejecting unknowns drops",
-            comparison.rejection,
-            budget.rejection_points,
-            comparison.unknowns,
-            "similarities, or images of absent classes (label null)",
-        ),
+    for (label, claim, bound, points), used, lacking in (
+        (ece, images, "probabilities"),
+        (rejection, comparison.unknowns, "similarities, or images of absent classes (label null)"),
     ):
         if bound is not None:
-            found.append(Criterion(name, bound, points, images_used))
+            found.append(Criterion(label, claim, bound, points, used))
         elif points is not None:
             msg = (
-                f"Expected data for the guard's budget of {points:g} points on '{name}', found no {lacking} in the "
+                f"Expected data for the guard's budget of {points:g} points on {label}, found no {lacking} in the "
                 "predictions: record them, or leave that budget out."
             )
             raise DataError(msg)

@@ -102,13 +102,15 @@ class Criterion:
     """One number the guard looks at.
 
     Attributes:
-        name: What it is, as the subject of a sentence: "sketch drops", "the mean over domains drops".
+        label: Its name in tables: "sketch", "mean".
+        claim: What it says, as the beginning of a sentence: "sketch drops", "the mean over domains drops".
         bound: Its value with bounds, in points; higher is worse.
         budget: What is allowed; None if it is shown without being judged.
         images: Images it rests on.
     """
 
-    name: str
+    label: str
+    claim: str
     bound: DropBound
     budget: float | None
     images: int

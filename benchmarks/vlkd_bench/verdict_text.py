@@ -68,13 +68,13 @@ def _passed(comparison: PairedComparison, judged: Sequence[Criterion], budget: G
     if len(comparison.domains) > 1:
         text += f" and their mean no more than {comparison.mean.upper:.2f} (budget {budget.mean_points:.2f})"
     for criterion in judged[len(comparison.domains) + (len(comparison.domains) > 1) :]:
-        text += f"; {criterion.name} at most {criterion.bound.upper:.2f} (budget {criterion.budget:.2f})"
+        text += f"; {criterion.claim} at most {criterion.bound.upper:.2f} (budget {criterion.budget:.2f})"
     return _capital(text)
 
 
 def _failed(judged: Sequence[Criterion], budget: GuardBudget) -> str:
     over = [
-        f"{item.name} {item.bound.drop:.2f} points, at least {item.bound.lower:.2f} (budget {item.budget:.2f})"
+        f"{item.claim} {item.bound.drop:.2f} points, at least {item.bound.lower:.2f} (budget {item.budget:.2f})"
         for item in judged
         if item.over("lower")
     ]
@@ -83,7 +83,7 @@ def _failed(judged: Sequence[Criterion], budget: GuardBudget) -> str:
 
 def _undecided(judged: Sequence[Criterion], budget: GuardBudget) -> str:
     still_open = [
-        f"{item.name} perhaps {item.bound.upper:.2f} points (observed {item.bound.drop:.2f} on {item.images} images; "
+        f"{item.claim} perhaps {item.bound.upper:.2f} points (observed {item.bound.drop:.2f} on {item.images} images; "
         f"budget {item.budget:.2f})"
         for item in judged
         if item.over("upper")

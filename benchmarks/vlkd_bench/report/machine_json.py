@@ -95,7 +95,7 @@ def guard_json(verdict: GuardVerdict) -> dict[str, object]:
         "unknowns": found.unknowns,
         "images_needed": verdict.images_needed,
         "criteria": [
-            {"name": item.name, "budget": item.budget, "images": item.images, **asdict(item.bound)}
+            {"name": item.label, "budget": item.budget, "images": item.images, **asdict(item.bound)}
             for item in verdict.criteria
         ],
         "confidence": {"upper": found.upper_confidence, "lower": found.lower_confidence},

@@ -126,40 +126,46 @@ def _accuracy(report: BuildReport) -> Table:
     return table
 
 
+def render_guard(guard: GuardVerdict) -> RenderableType:
+    """Return a verdict by itself as a rich renderable: the answer first, then what it rests on."""
+    from rich.console import Group
+    from rich.text import Text
+
+    style = _STYLE[guard.verdict]
+    answer = Text(f"{_SIGN[guard.verdict]} {guard.verdict.upper()}  ", style=f"bold {style}")
+    answer.append(wording.plain(guard.reason), style="not bold default")
+    return Group(answer, "", _guard(guard))
+
+
 def _guard(guard: GuardVerdict) -> Table:
     from rich.text import Text
 
-    budget = guard.budget
+    heads = ("images", "drop", "lower", "upper", "budget", "lost", "won", "p")
     table = _table(
         "Guard: what compression cost, in points",
-        f"budget {wording.budget(guard)}, {100 * budget.confidence:g} % confidence; "
-        f"flips {wording.percent(guard.flip_rate)}, "
-        f"calibration error {guard.ece_change:+.3f}",
-        "domain",
-        "images",
-        "drop",
-        "lower",
-        "upper",
-        "lost",
-        "won",
-        "p",
+        f"one-sided bounds at {100 * guard.comparison.upper_confidence:.4g} % confidence (upper) and "
+        f"{100 * guard.comparison.lower_confidence:.4g} % (lower); without a budget a row is shown, not judged",
+        "virtual domain" if guard.comparison.virtual else "domain",
+        *heads,
     )
-    for name, item in guard.domains.items():
-        over = item.upper > budget.worst_points
-        numbers = [wording.points(value) for value in (item.drop, item.lower)]
-        upper = Text(wording.points(item.upper), style="bold yellow" if over else "bold green")
+    for row in guard.criteria:
+        if row.label == "flips" and len(table.rows):
+            table.add_section()
+        bound, item = row.bound, guard.domains.get(row.label)
+        within = "" if row.budget is None else "bold yellow" if row.over("upper") else "bold green"
         table.add_row(
-            Text(wording.plain(name)),
-            str(item.n),
-            *numbers,
-            upper,
-            str(item.lost),
-            str(item.won),
-            wording.p_value(item.p_value),
+            Text(wording.plain(row.label)),
+            str(row.images),
+            wording.points(bound.drop),
+            wording.points(bound.lower),
+            Text(wording.points(bound.upper), style=within),
+            wording.DASH if row.budget is None else wording.points(row.budget),
+            *(
+                ("", "", "")
+                if item is None
+                else (str(item.lost), str(item.won), wording.p_value(item.p_value))
+            ),
         )
-    if len(guard.domains) > 1:
-        mean = [wording.points(value) for value in (guard.mean.drop, guard.mean.lower, guard.mean.upper)]
-        table.add_row("mean", "", *mean, "", "", "")
     return table
 
 

@@ -45,3 +45,50 @@ def preflight(
         console=stdout(),
     )
     raise typer.Exit(code)
+
+
+def guard(
+    reference: Annotated[
+        Path, typer.Argument(metavar="REFERENCE.jsonl", help="Predictions before compression, JSON lines.")
+    ],
+    candidate: Annotated[
+        Path, typer.Argument(metavar="CANDIDATE.jsonl", help="Predictions after it, on the same images.")
+    ],
+    budget_worst: Annotated[float, typer.Option(help="Points that any single domain may drop.")] = 1.0,
+    budget_mean: Annotated[float, typer.Option(help="Points that the mean over domains may drop.")] = 0.5,
+    budget_flips: Annotated[
+        float | None, typer.Option(help="Points of images that may get another answer; absent: not judged.")
+    ] = None,
+    budget_ece: Annotated[
+        float | None, typer.Option(help="Points the calibration error may grow; absent: not judged.")
+    ] = None,
+    budget_rejection: Annotated[
+        float | None,
+        typer.Option(help="Points of AUROC that rejecting unknowns may drop; absent: not judged."),
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="One-sided confidence of the verdict.")] = 0.95,
+    share: Annotated[
+        float, typer.Option(help="Share of the risk to spend, where several verdicts share it.")
+    ] = 1.0,
+    partial: Annotated[
+        bool,
+        typer.Option("--partial", help="The candidate answered some of the images, and was stopped early."),
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    png: Annotated[Path | None, typer.Option(help="Draw drops, bounds and budgets to this file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge stored predictions: is every domain's drop within budget, at the stated confidence?
+
+    A line holds image, domain, label and prediction, and perhaps probability, similarity and source (the image that
+    a view was made from). The label null marks an image of a class that the model does not know. Exit code 0 is a pass,
+    1 a fail or too few images to tell, 2 files that cannot be judged.
+    """
+    from vlkd_bench.verdict import GuardBudget
+
+    from ..guarding import Request, run
+
+    budget = GuardBudget(
+        budget_worst, budget_mean, budget_flips, budget_ece, budget_rejection, confidence, share
+    )
+    raise typer.Exit(run(Request(reference, candidate, budget, partial, seed, png), as_json, stdout()))
