@@ -75,17 +75,31 @@ def exact_upper(n: int, lost: int, won: int, confidence: float) -> float:
     300 images give 0.99 points at 95 %, where a bootstrap would give 0.
     """
     risk = 1 - confidence
-    low, high = (lost - won) / n, 1.0
     if lost == n:
         return 1.0
+    low = (lost - won) / n
+    step = (2 * math.sqrt(lost + won) + 4) / n
+    while low + step < 1 and drop_p_value(n, lost, won, low + step) > risk:
+        low, step = low + step, 2 * step
+    high = min(1.0, low + step)
     while high - low > 1e-7 * max(1e-3, abs(low)):
         middle = (low + high) / 2
-        rate_won = _restricted_won_rate(n, lost, won, middle)
-        if _difference_cdf(n, rate_won + middle, rate_won, lost - won) > risk:
+        if drop_p_value(n, lost, won, middle) > risk:
             low = middle
         else:
             high = middle
     return high
+
+
+def drop_p_value(n: int, lost: int, won: int, drop: float) -> float:
+    """Return how probable a difference as small as the observed one is if the true drop is `drop` (Lloyd's E)."""
+    rate_won = _restricted_won_rate(n, lost, won, drop)
+    return _difference_cdf(n, rate_won + drop, rate_won, lost - won)
+
+
+def bootstrap_cdf(n: int, lost: int, won: int, at: int) -> float:
+    """Return the share of all bootstrap resamples in which losses minus wins is at most `at`."""
+    return _difference_cdf(n, lost / n, won / n, at)
 
 
 def exact_lower(n: int, lost: int, won: int, confidence: float) -> float:
