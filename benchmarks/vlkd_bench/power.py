@@ -102,7 +102,7 @@ def table(confidence: float = 0.95) -> str:
 
 def _two_digits(n: int) -> int:
     """Round up to two significant digits."""
-    unit = 10 ** max(0, len(str(n)) - 2)
+    unit = int(10 ** max(0, len(str(n)) - 2))
     return -(-n // unit) * unit
 
 
