@@ -254,7 +254,12 @@ def _embed_student(
     """Unit rows ``(N, D)`` from the artifact as a device runs it, and what ran it."""
     rows = []
     with (
-        Classifier.load(bundle, engine=request.engine, threads=request.threads) as classifier,
+        Classifier.load(
+            bundle,
+            engine=request.engine,
+            threads=request.threads,
+            variant=bundle.manifest.variants[0].name,
+        ) as classifier,
         live.task("running the bundle", len(samples)) as advance,
     ):
         for start in range(0, len(samples), _IMAGES_AT_ONCE):

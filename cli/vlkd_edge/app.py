@@ -39,6 +39,8 @@ bench_app = typer.Typer(
 app.command()(making.build)
 app.command()(device.verify)
 app.command()(device.predict)
+app.command()(device.sign)
+app.command()(device.keygen)
 app.command()(judging.preflight)
 app.command()(judging.guard)
 app.command()(making.vectors)

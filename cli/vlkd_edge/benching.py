@@ -62,7 +62,12 @@ def bench(request: Request, console: Console) -> BenchRecord:
     # Opened here once before anything is timed: an engine that must be built is built now, and what is wrong
     # is said by the error it is.
     with Classifier.load(opened, engine=plan.engine, threads=plan.threads) as classifier:
-        info = classifier.info
+        info, chosen = classifier.info, classifier.selection
+    precision = next(
+        variant.model.precision
+        for variant in opened.manifest.variants
+        if chosen is None or variant.name == chosen.variant
+    )
     on_gpu = any(part in info.provider for part in GPU_PROVIDERS)
     with live.task("timing", None) as advance:
 
@@ -83,7 +88,7 @@ def bench(request: Request, console: Console) -> BenchRecord:
             name=opened.manifest.name,
             digest=opened.manifest.digest,
             target=opened.manifest.target,
-            precision=opened.manifest.model.precision,
+            precision=precision,
             size_bytes=sum(len(data) for data in opened.files.values()),
             stand_in=opened.manifest.stand_in,
         ),

@@ -19,12 +19,13 @@ from vlkd_distill.teacher_names import check_name, form_of
 from vlkd_runtime.errors import ConfigError, UnavailableError
 from vlkd_runtime.vectors import ClassVectors
 
-from . import learn, reporting, ship, synthesising, teach
+from . import learn, reporting, sharded, ship, synthesising, teach
 from .bundling import Places, write
 from .config import Config
 from .facts import Facts, Images, contract
 from .progress import Live
 from .reporting import Outcome
+from .sharded import lies_in_shards
 from .stages import Workspace, locked
 from .targets import Target
 
@@ -61,7 +62,7 @@ def check_beforehand(config: Config) -> None:
     check_name(config.teacher.model)
     learn.chosen_templates(config)
     learn.check_domains(config)
-    if config.data.root != "demo":
+    if config.data.root != "demo" and not lies_in_shards(config):
         dataset = learn.scan(config)
         free = config.distill.method == synthesising.METHOD
         images = Images.split(dataset, config.data.held_out, () if free else None)
@@ -108,6 +109,10 @@ def _build(config: Config, target: Target, workspace: Workspace, live: Live, con
     vectors = ClassVectors.load(answered.folder / "class_vectors.safetensors")  # the student's, which ship
     asked = learn.teacher_predictions(learning, images.test, vectors_stage, teacher)
 
+    if sharded.learns_from_shards(config):
+        usable = sharded.to_calibrate_with(learning, usable)
+    if lies_in_shards(config):
+        images = dataclasses.replace(images, guarded=sharded.files(learning, images.guarded))
     shared = ship.Shipping(config, workspace, live, learning.spec, vectors)
     student = graphs[config.distill.method]
     erm_rows = shared.read(shared.predictions(BASELINE, graphs[BASELINE], images.test))

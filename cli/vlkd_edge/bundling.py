@@ -12,7 +12,7 @@ from pathlib import Path
 from vlkd_bench.samples import Sample
 from vlkd_compress.guard import Trial
 from vlkd_runtime.bundle import Bundle, pack, write_bundle
-from vlkd_runtime.manifest import GoldenTolerance, ManifestDraft, ModelSpec
+from vlkd_runtime.manifest import GoldenTolerance, ManifestDraft, ModelSpec, Plan, Variant
 
 from .facts import Facts, Written
 from .ship import Shipping, golden, precision
@@ -20,7 +20,7 @@ from .targets import Target
 
 # Another engine rounds otherwise than ONNX Runtime's CPU provider does. It may be about as far from these
 # outputs as they are from the float graph's, and no further than what a wrong engine would show.
-_MIN_COSINE = {"int8": 0.98, "float16": 0.999}
+_MIN_COSINE = {"int8": 0.98, "float16": 0.999, "float32": 0.9999}
 _SMALLEST_GAP_SHARE, _LARGEST_GAP_SHARE = 0.005, 0.03
 
 
@@ -69,6 +69,7 @@ def write(
             image=(1, size, size, 3),
             embedding=(1, int(vectors.vectors.shape[1])),
             logits=(1, classes),
+            plan=Plan(int8_ops=_int8_ops(chosen.candidate.path)),
         ),
         preprocess=ship.spec,
         classes=vectors.names,
@@ -84,6 +85,10 @@ def write(
         },
         stand_in=" ".join(facts.stand_ins) or None,
     )
+    # The float graph comes along for engines that INT8 or float16 would only slow down.
+    exact = dataclasses.replace(draft.model, precision="float32", dialect="onnx", plan=Plan())
+    further = Variant.further("float32", exact, GoldenTolerance(_MIN_COSINE["float32"], shares[0]))
+    draft = dataclasses.replace(draft, further=(further,))
     evidence = {
         "contract": list(facts.contract),
         "guard": {
@@ -101,6 +106,7 @@ def write(
         draft,
         {
             "model.onnx": chosen.candidate.path,
+            further.file: floating,
             "class_vectors.safetensors": vectors.to_bytes(),
             "golden.safetensors": samples.to_bytes(),
             "evidence.json": (json.dumps(evidence, indent=1, sort_keys=True) + "\n").encode(),
@@ -113,4 +119,16 @@ def write(
         archive=archive,
         digest=Bundle.open(folder).manifest.digest,
         size_bytes=sum(path.stat().st_size for path in folder.iterdir()),
+    )
+
+
+def _int8_ops(model: Path) -> int:
+    """Count the convolutions and linear layers that read dequantized values."""
+    from vlkd_compress.graph import WEIGHTED, Graph, load
+
+    graph = Graph(load(model))
+    made_by = {name: node.op_type for name, node in graph.producers.items()}
+    return sum(
+        node.op_type in WEIGHTED and all(made_by.get(name) == "DequantizeLinear" for name in node.input[:2])
+        for node in graph.model.graph.node
     )

@@ -31,7 +31,8 @@ class DataConfig:
     """Where the images are and which domains nothing may learn from.
 
     Attributes:
-        root: ``demo``, or a folder laid out as ``<domain>/<class>/<image>``.
+        root: ``demo``, a folder laid out as ``<domain>/<class>/<image>``, or ``wds:<pattern>`` for WebDataset
+            shards named ``<domain>-<number>.tar``.
         held_out: domains kept for the guard and the report.
         domains: take only these domains of the folder; all when empty.
         classes: class names in label order; the folder names, sorted, when empty.
@@ -49,6 +50,13 @@ class DataConfig:
     demo_images: int = 20
     demo_held_out_images: int = 300
     demo_seed: int = 1
+
+    @property
+    def name(self) -> str:
+        """What to call the data set: its folder's name, or ``demo``."""
+        if self.root.startswith("wds:"):
+            return Path(self.root.partition(":")[2]).parent.name or "shards"
+        return "demo" if self.root == "demo" else Path(self.root).name
 
 
 @dataclass(frozen=True, slots=True)

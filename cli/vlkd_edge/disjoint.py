@@ -25,9 +25,7 @@ from vlkd_distill.data import DomainDataset, content_key
 from vlkd_distill.datacontract import DataContract
 from vlkd_distill.specs import MethodName
 from vlkd_runtime import Classifier
-from vlkd_runtime.engines import open_engine
 from vlkd_runtime.vectors import ClassVectors
-from vlkd_runtime.vocabulary import VocabularyEngine
 
 from . import learn, ship, teach
 from .build import check_beforehand
@@ -167,8 +165,9 @@ def _seed(
             read_predictions(stage.folder / "predictions.jsonl", names)
             for stage, names in ((on_unseen, parts.unseen), (on_seen, parts.seen))
         )
-        name = "demo" if config.data.root == "demo" else Path(config.data.root).name
-        return DisjointCell.measure((name, method, config.data.held_out[0], seed), parts.unseen, *rows)
+        return DisjointCell.measure(
+            (config.data.name, method, config.data.held_out[0], seed), parts.unseen, *rows
+        )
 
     asked = [learn.teacher_predictions(learning, part.samples, part.vectors, key) for part in tested]
     cells = [cell(TEACHER, *asked)]
@@ -217,8 +216,15 @@ def _answers(learning: learn.Learning, title: str, graph: StageResult, part: _Te
     stored = _load(part.vectors)
 
     def work(folder: Path) -> None:
-        engine = VocabularyEngine(open_engine(graph.folder / "model.onnx", engine="auto", threads=2), stored)
-        with Classifier(engine, learning.spec, stored.names, logit_scale=stored.logit_scale) as classifier:
+        model = graph.folder / "model.onnx"
+        with Classifier.from_model(
+            model,
+            learning.spec,
+            stored.names,
+            logit_scale=stored.logit_scale,
+            threads=2,
+            vectors=stored,
+        ) as classifier:
             rows = ship.watched(learning.live, f"evaluating {title}", classifier, part.samples)
         write_predictions(folder / "predictions.jsonl", rows, stored.names)
 

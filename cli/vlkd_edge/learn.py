@@ -19,6 +19,7 @@ from vlkd_runtime.errors import ConfigError
 from vlkd_runtime.preprocess import PreprocessSpec
 from vlkd_runtime.vectors import ClassVectors
 
+from . import sharded
 from .config import Config
 from .progress import Live
 from .stages import StageResult, Workspace, versions
@@ -126,6 +127,8 @@ def domains(config: Config) -> tuple[str, ...]:
     Raises:
         DataError: as `scan`.
     """
+    if sharded.lies_in_shards(config):
+        return sharded.domains(config)
     if config.data.root != "demo":
         return scan(config).domains
     from vlkd_distill.demo.scene import STYLES
@@ -134,11 +137,13 @@ def domains(config: Config) -> tuple[str, ...]:
 
 
 def class_names(config: Config) -> tuple[str, ...]:
-    """The classes of the configured data, in label order.
+    """The classes of the configured data, in label order; none where shards must be read to know them.
 
     Raises:
         DataError: as `scan`.
     """
+    if sharded.lies_in_shards(config):
+        return config.data.classes
     if config.data.root != "demo":
         return scan(config).classes
     from vlkd_distill.demo.scene import CLASSES
@@ -158,8 +163,10 @@ def check_domains(config: Config) -> None:
 
 
 def dataset(learning: Learning) -> domain_data.DomainDataset:
-    """Read the data folder, or render the demo world and read that."""
+    """Read the data folder or the shards, or render the demo world and read that."""
     config = learning.config.data
+    if sharded.lies_in_shards(learning.config):
+        return sharded.dataset(learning)
     if config.root != "demo":
         return scan(learning.config)
     from vlkd_distill import demo
@@ -250,6 +257,8 @@ def chosen_attributes(config: Config, classes: Sequence[str]) -> Mapping[str, Se
 
 def pixels(learning: Learning, samples: Sequence[Sample]) -> StageResult:
     """Decode the train images of the source domains."""
+    if sharded.learns_from_shards(learning.config):
+        return sharded.pixels(learning, samples)
 
     def work(folder: Path) -> None:
         from vlkd_distill import pixels as store

@@ -172,8 +172,9 @@ def cell(config: Config, method: str, seed: int, rows: Sequence[PredictionRow]) 
     domains = summarise(rows).domains
     held_out = config.data.held_out[0]
     sources = [value.accuracy for name, value in domains.items() if name != held_out]
-    dataset = "demo" if config.data.root == "demo" else Path(config.data.root).name
-    return Cell(dataset, method, held_out, seed, domains[held_out].accuracy, sum(sources) / len(sources))
+    return Cell(
+        config.data.name, method, held_out, seed, domains[held_out].accuracy, sum(sources) / len(sources)
+    )
 
 
 def command_line(
@@ -187,7 +188,7 @@ def command_line(
     """The command that makes the table again; folders of one machine become their last part."""
     words = ["vlkd-edge", "bench", *verb]
     if dataset is not None:
-        words += ["--dataset", Path(dataset).name]
+        words += ["--dataset", f"{'wds:' * dataset.startswith('wds:')}{Path(dataset).name}"]
     words += ["--methods", ",".join(plan.methods), "--held-out", ",".join(plan.held_out)]
     words += ["--seeds", ",".join(map(str, plan.seeds))]
     if config is not None:

@@ -20,6 +20,16 @@ EngineName = Annotated[str, typer.Option(help="Inference engine; 'auto' takes th
 TargetsFile = Annotated[
     Path | None, typer.Option(help="TOML file with [targets.NAME] tables of your own; a vlkd.toml will do.")
 ]
+VariantName = Annotated[
+    str | None, typer.Option(help="Which of the bundle's graphs; the one that suits the engine if absent.")
+]
+PublicKeys = Annotated[
+    list[Path] | None,
+    typer.Option("--public-key", help="Whom to trust: one of these keys must have signed the bundle."),
+]
+RequireSignature = Annotated[
+    bool, typer.Option("--require-signature", help="Refuse to go on without a --public-key to check.")
+]
 
 
 def stderr() -> Console:

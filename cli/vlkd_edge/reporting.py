@@ -8,7 +8,6 @@ import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 from rich.console import Console
@@ -84,7 +83,7 @@ def assemble(
         else config.target,
         dataset=f"demo world, {len(facts.dataset.samples)} scenes"
         if config.data.root == "demo"
-        else f"{Path(config.data.root).name}, {len(facts.dataset.samples)} images",
+        else f"{config.data.name}, {len(facts.dataset.samples)} images",
         teacher=config.teacher.model.removeprefix("local-dir:").rstrip("/").rsplit("/", 1)[-1],
         student=f"{config.student.arch} at {config.student.image_size} px ({_start(config)})",
         method=config.distill.method,

@@ -22,6 +22,7 @@ from vlkd_compress.guard import Candidate, Trial, guard_candidates
 from vlkd_distill.data import content_key
 from vlkd_runtime import Classifier
 from vlkd_runtime.atomic import write_text
+from vlkd_runtime.bundle import Bundle
 from vlkd_runtime.golden import Golden
 from vlkd_runtime.preprocess import PreprocessSpec, prepare
 from vlkd_runtime.vectors import ClassVectors
@@ -232,7 +233,7 @@ def golden(ship: Shipping, model: Path, floating: Path, samples: Sequence[Sample
     """Inputs with the outputs that this model gave on this machine, and how far the float graph's are.
 
     Returns:
-        The golden samples, and the largest absolute difference of a logit between the two graphs.
+        The golden samples with the answers of both graphs, and the largest difference of a logit between them.
     """
     chosen = samples[:: max(1, len(samples) // GOLDEN_IMAGES)][:GOLDEN_IMAGES]
     images = np.stack([prepare(sample.path, ship.spec) for sample in chosen])
@@ -244,7 +245,8 @@ def golden(ship: Shipping, model: Path, floating: Path, samples: Sequence[Sample
             outputs.append(classifier.infer(images))
     shipped, reference = outputs
     gap = float(np.abs(shipped.logits - reference.logits).max())
-    return Golden(images, shipped.embedding, shipped.logits), gap
+    further = {"float32": (reference.embedding, reference.logits)}
+    return Golden(images, shipped.embedding, shipped.logits, further), gap
 
 
 def measure_shipped(
@@ -254,11 +256,14 @@ def measure_shipped(
     config = ship.config.bench
 
     def work(folder: Path) -> None:
-        with Classifier.load(bundle, threads=2) as classifier:
+        opened = Bundle.open(bundle)
+        # The graph that the guard judged, on the CPU that the report names.
+        variant = opened.manifest.variants[0].name
+        with Classifier.load(opened, engine="ort-cpu", variant=variant, threads=2) as classifier:
             rows = watched(ship.live, "evaluating the bundle", classifier, samples)
         write_predictions(folder / "predictions.jsonl", rows, ship.vectors.names)
         with (
-            Classifier.load(bundle, threads=config.threads) as classifier,
+            Classifier.load(opened, engine="ort-cpu", variant=variant, threads=config.threads) as classifier,
             ship.live.task("timing the bundle", None),
         ):
             stats = measure(timed_call(classifier, samples[0].path, ship.spec), min_samples=config.samples)

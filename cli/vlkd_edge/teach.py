@@ -15,7 +15,9 @@ from vlkd_bench.samples import Sample
 from vlkd_distill.augmentation import Augmentation
 from vlkd_distill.specs import MethodName, Settings
 from vlkd_runtime.atomic import write_text
+from vlkd_runtime.errors import ConfigError
 
+from . import sharded
 from .learn import Learning, load_vectors, teacher_key
 from .stages import StageResult, versions
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 PARITY_IMAGES = 16
 PARITY_LOGIT_GAP = 1e-2
 PARITY_COSINE = 0.9999
+_EMBEDDINGS = "embeddings.npy"
 
 
 def vectors_for(
@@ -106,7 +109,7 @@ def train(
 
         how = methods.create(settings, load_vectors(vectors))
         teacher = _seer(learning, method, vectors)
-        seen = _training_data(learning, how, settings, samples, store, teacher)
+        seen = _training_data(learning, how, settings, samples, store, teacher, folder)
         student = starting.start(learning.student_spec(), how, learning.teacher)
         with learning.live.task(f"training {method}", training.total_steps(settings, how, seen)) as advance:
 
@@ -115,7 +118,8 @@ def train(
 
             training.train(student, how, settings, seen, folder, on_step)
         checkpoints.save_weights(folder / "student.safetensors", student)
-        (folder / checkpoints.FILE).unlink(missing_ok=True)
+        for name in (checkpoints.FILE, _EMBEDDINGS):
+            (folder / name).unlink(missing_ok=True)
 
     inputs = {
         "settings": settings.used(),
@@ -152,6 +156,7 @@ def _training_data(
     samples: Sequence[Sample],
     store: StageResult,
     teacher: Callable[[], Teacher],
+    folder: Path,
 ) -> TrainingData:
     """Pixels, and of the teacher's answers what the method asks for: cached ones, the teacher, style views."""
     from vlkd_distill import embeddings, feeding, pixels, splits
@@ -161,7 +166,17 @@ def _training_data(
     clean = any(stage.cached_features and stage.epochs > 0 for stage in how.stages())
     if how.needs_teacher and (clean or settings.teacher_view == "clean_cached"):
         with learning.live.task("asking the teacher", len(images.samples)) as advance:
-            cached = embeddings.embed(teacher(), images.samples, cache / "embeddings", advance)
+            contents = None
+            if sharded.learns_from_shards(learning.config):
+                contents = sharded.contents(learning.config, images.samples)
+            cached = embeddings.embed(
+                teacher(),
+                images.samples,
+                cache / "embeddings",
+                advance,
+                into=folder / _EMBEDDINGS,
+                contents=contents,
+            )
     if how.uses_styles and settings.style_share > 0:
         styled = _styled(learning, settings, images.samples, store)
     asked = teacher() if how.needs_teacher and settings.teacher_view == "same_aug" else None
@@ -176,7 +191,17 @@ def _training_data(
 def _styled(
     learning: Learning, settings: Settings, samples: Sequence[Sample], store: StageResult
 ) -> StyledStore:
-    """Style views of the train images with the teacher's embeddings of them."""
+    """Style views of the train images with the teacher's embeddings of them.
+
+    Raises:
+        ConfigError: the images lie in shards, which are read once and in order.
+    """
+    if sharded.learns_from_shards(learning.config):
+        msg = (
+            "Style views are drawn from image files: expected a data folder with distill.method = 'vlkd', found "
+            "shards. Unpack them, set distill.style_share = 0, or choose another method."
+        )
+        raise ConfigError(msg)
 
     def work(folder: Path) -> None:
         from vlkd_distill import styled

@@ -6,23 +6,27 @@ Letters used in shapes: N images, D embedding size.
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.format import open_memmap
+from PIL import Image
 
 from vlkd_bench.samples import Sample
 from vlkd_runtime.atomic import write_bytes
-from vlkd_runtime.errors import DataError
+from vlkd_runtime.errors import DataError, ImageError
 from vlkd_runtime.preprocess import decode
 from vlkd_runtime.tensorfile import read_tensors, write_tensors
 
 from .teachers import Teacher
 
 _SHARD = 256
+_STREAMED = 64  # images whose files are held in memory while they are asked about
 
 
 @runtime_checkable
@@ -39,6 +43,9 @@ def embed(
     samples: Sequence[Sample],
     folder: Path,
     progress: Callable[[int], None] = lambda _: None,
+    *,
+    into: Path | None = None,
+    contents: Iterable[bytes] | None = None,
 ) -> npt.NDArray[np.float32]:
     """Embed images with the teacher, taking from the cache what is there.
 
@@ -52,6 +59,8 @@ def embed(
         samples: the images, in the order of the result's rows.
         folder: where the shards lie.
         progress: called with the number of images just finished.
+        into: a ``.npy`` file that gets the rows, which are then mapped from it and not held in memory.
+        contents: the images' files, in the same order, where a sample's path cannot be opened.
 
     Returns:
         Unit rows ``(N, D)``.
@@ -60,28 +69,35 @@ def embed(
         DataError: the teacher gave an embedding that is not finite.
         ImageError: an image cannot be decoded.
     """
-    if isinstance(teacher, EmbedsFiles):
+    if isinstance(teacher, EmbedsFiles) and contents is None:
         known = teacher.embed_samples(samples)
         progress(len(samples))
         return known
     folder.mkdir(parents=True, exist_ok=True)
-    parts: list[npt.NDArray[np.float32]] = []
-    for chunk in _shards(samples):
-        path = folder / f"{_key(teacher.fingerprint, chunk)}.safetensors"
+    shape, start = (len(samples), teacher.dim), 0
+    result = np.zeros(shape, np.float32) if into is None else open_memmap(into, "w+", np.float32, shape)
+    stream = None if contents is None else iter(contents)
+    for chunk in _shards(samples, _SHARD if stream is None else _STREAMED):
+        held = None if stream is None else tuple(itertools.islice(stream, len(chunk)))
+        path = folder / f"{_key(teacher.fingerprint, chunk, held)}.safetensors"
         rows = _stored(path, (len(chunk), teacher.dim))
         if rows is None:
-            rows = _ask(teacher, chunk)
+            rows = _ask(teacher, chunk, held)
             write_bytes(path, write_tensors({"embedding": rows}, {"teacher": teacher.fingerprint}))
-        parts.append(rows)
+        result[start : start + len(chunk)] = rows
+        start += len(chunk)
         progress(len(chunk))
-    return np.concatenate(parts) if parts else np.zeros((0, teacher.dim), np.float32)
+    if into is None:
+        return result
+    result.flush()  # type: ignore[union-attr]
+    mapped: npt.NDArray[np.float32] = np.load(into, mmap_mode="r", allow_pickle=False)
+    return mapped
 
 
-def _shards(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
+def _shards(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
     for _, group in itertools.groupby(samples, key=lambda sample: sample.domain):
-        members = tuple(group)
-        for start in range(0, len(members), _SHARD):
-            yield members[start : start + _SHARD]
+        while members := tuple(itertools.islice(group, size)):
+            yield members
 
 
 def _stored(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float32] | None:
@@ -96,11 +112,17 @@ def _stored(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float32] | Non
     return np.array(rows) if whole else None
 
 
-def _ask(teacher: Teacher, samples: Sequence[Sample]) -> npt.NDArray[np.float32]:
-    rows = [
-        teacher.embed_images([decode(sample.path) for sample in samples[start : start + 32]])
-        for start in range(0, len(samples), 32)
-    ]
+def _ask(
+    teacher: Teacher, samples: Sequence[Sample], held: Sequence[bytes] | None
+) -> npt.NDArray[np.float32]:
+    rows = []
+    for start in range(0, len(samples), 32):
+        stop = min(start + 32, len(samples))
+        if held is None:
+            images = [decode(sample.path) for sample in samples[start:stop]]
+        else:
+            images = [_decoded(held[row], samples[row]) for row in range(start, stop)]
+        rows.append(teacher.embed_images(images))
     result = np.concatenate(rows)
     bad = np.flatnonzero(~np.isfinite(result).all(axis=1))
     if len(bad):
@@ -112,8 +134,17 @@ def _ask(teacher: Teacher, samples: Sequence[Sample]) -> npt.NDArray[np.float32]
     return result
 
 
-def _key(fingerprint: str, samples: Sequence[Sample]) -> str:
+def _decoded(content: bytes, sample: Sample) -> Image.Image:
+    try:
+        return decode(Image.open(io.BytesIO(content)))
+    except (ImageError, OSError) as error:
+        msg = f"{sample.path}: {error}"
+        raise ImageError(msg) from error
+
+
+def _key(fingerprint: str, samples: Sequence[Sample], held: Sequence[bytes] | None) -> str:
     digest = hashlib.sha256(fingerprint.encode())
-    for sample in samples:
-        digest.update(hashlib.sha256(sample.path.read_bytes()).digest())
+    for row, sample in enumerate(samples):
+        content = sample.path.read_bytes() if held is None else held[row]
+        digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()[:32]

@@ -1,61 +1,38 @@
-"""WebDataset shards as images to learn from, streamed into a pixel store without unpacking them.
+"""Images of WebDataset shards: at the student's size in a pixel store, or as files where a stage opens files.
 
 Letters used in shapes: N images, H and W pixels.
 
-A shard ``<domain>-000000.tar`` holds, side by side, ``<key>.jpg`` (or another image suffix), ``<key>.cls``
-(class name or index) and optionally ``<key>.json`` with ``domain`` and ``file``. Archives are read here and
-not by the webdataset library: Python's tarfile, which that builds upon, takes an archive cut between two
-members, or damaged at a member's header, for one that ends there. The library opens URLs; its decoders,
-which unpickle, are never used.
-
-References:
-    https://github.com/webdataset/webdataset (format of the shards); POSIX.1-2001, pax (end of archive).
+How shards are read, and what they must hold, is in `vlkd_distill.shards`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import glob
-import gzip
-import hashlib
-import importlib
 import io
 import itertools
 import json
-import re
 import tarfile
 import warnings
-import zlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Literal, NoReturn, cast
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.format import open_memmap
 from PIL import Image
 
 from vlkd_bench.samples import Sample
-from vlkd_runtime.atomic import write_text
-from vlkd_runtime.errors import ConfigError, DataError, ImageError, UnavailableError
-from vlkd_runtime.preprocess import PreprocessSpec, decode, prepare
-from vlkd_runtime.strictjson import JsonProblems, parse
+from vlkd_runtime.atomic import write_bytes, write_text
+from vlkd_runtime.errors import ConfigError, DataError, ImageError
+from vlkd_runtime.preprocess import PreprocessSpec, prepare
 
-from .data import IMAGE_SUFFIXES, Split, split_of
+from .data import Split
 from .pixels import PixelStore
-
-PREFIX = "wds:"
-Look = Callable[[Sequence[Sample], Sequence[Image.Image]], None]
-DomainFrom = Literal["name", "json"]
+from .shards import DomainFrom, Entry, entries_of
 
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF")
-_PICKLES = frozenset({"pyd", "pkl", "pickle", "pth", "pt", "ckpt", "joblib"})
-_SHARD_NAME = re.compile(r"(?P<domain>.+)-\d+\.(tar|tar\.gz|tgz)")
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://|pipe:", re.IGNORECASE)
-_LARGEST_IMAGE_BYTES = 128 << 20
-_LARGEST_TEXT_BYTES = 1 << 20
-_BLOCK = 512
 _BATCH = 16
 _MOST_BAD = 0.01  # as for folders, see `pixels.build`
 
@@ -76,54 +53,6 @@ class Imported:
     store: PixelStore
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    shard: str
-    key: str
-    domain: str
-    name: str
-    file: str
-    image: bytes | str  # a string is why there are no bytes
-
-    def sample(self, label: int) -> Sample:
-        path = Path(self.shard) / f"{self.key}{PurePosixPath(self.file).suffix}"
-        return Sample(path, f"{self.domain}/{self.name}/{self.file}", self.domain, label)
-
-
-def find_shards(pattern: str) -> tuple[str, ...]:
-    """The shards that a pattern names, sorted.
-
-    Args:
-        pattern: with or without ``wds:``: a glob over files, or a URL that the webdataset library opens, in
-            which ``{000..123}`` stands for a range.
-
-    Raises:
-        DataError: no file fits.
-        UnavailableError: a URL, and the webdataset library is not installed.
-    """
-    text = pattern.removeprefix(PREFIX)
-    if _URL.match(text):
-        _library()
-        return tuple(importlib.import_module("braceexpand").braceexpand(text))
-    found = tuple(sorted(glob.glob(text, recursive=True)))  # noqa: PTH207 (may be absolute)
-    if not found:
-        msg = f"Expected shards named <domain>-<number>.tar at {text}, found none. Check data.root."
-        raise DataError(msg)
-    return found
-
-
-def shards_key(shards: Sequence[Path | str]) -> str:
-    """Hash of the shards' names, sizes and times of change, to know an import by; a URL stands for itself."""
-    digest = hashlib.sha256()
-    for shard in shards:
-        text = str(shard)
-        digest.update(text.encode() + b"\0")
-        if not _URL.match(text):
-            stat = Path(text).stat()
-            digest.update(f"{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
-    return digest.hexdigest()
-
-
 def import_shards(
     shards: Sequence[Path | str],
     spec: PreprocessSpec,
@@ -133,7 +62,6 @@ def import_shards(
     domains: Sequence[str] = (),
     split: Split | None = None,
     domain_from: DomainFrom = "name",
-    look: Look | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Imported:
     """Stream shards into a pixel store; memory holds a few images and the list of names.
@@ -147,8 +75,6 @@ def import_shards(
         split: take only train or test images.
         domain_from: ``name`` takes the domain from the shard's name, and an image that says another is
             refused; ``json`` takes it from each image, for shards that mix domains, and opens all shards.
-        look: called with samples and their decoded originals, in row order, so that a teacher can embed them
-            in the same pass.
         progress: called with the number of images just read.
 
     Raises:
@@ -159,8 +85,8 @@ def import_shards(
     if len(set(classes)) != len(classes):
         msg = f"Expected different class names, found {', '.join(classes)}."
         raise ConfigError(msg)
-    entries = _wanted(shards, classes, domains, split, domain_from)
-    rows: list[_Entry] = []
+    entries = entries_of(shards, classes, domains, split, domain_from)
+    rows: list[Entry] = []
     bad: list[tuple[str, str]] = []
     seen: set[str] = set()
     folder.mkdir(parents=True, exist_ok=True)
@@ -175,18 +101,14 @@ def import_shards(
                     msg = f"{entry.shard}: the image {name} is there twice; give each image of a class its own key."
                     raise DataError(msg)
                 seen.add(name)
-            kept: list[tuple[_Entry, Image.Image]] = []
             opened = [_open(entry) for entry in batch]
             for entry, result in zip(batch, pool.map(lambda one: _pixels(one, spec), opened), strict=True):
                 if isinstance(result, str):
                     name = f"{entry.shard}/{entry.key}"
                     bad.append((entry.sample(0).image, f"{name}: {result}"))
                     continue
-                file.write(result[0].tobytes())
-                kept.append((_bare(entry), result[1]))
-            rows += [entry for entry, _ in kept]
-            if look is not None and kept:
-                look([_labelled(entry, classes) for entry, _ in kept], [image for _, image in kept])
+                file.write(result.tobytes())
+                rows.append(_bare(entry))
             progress(len(batch))
         _check_bad(bad, len(seen), shards)
         if _write_header(file, len(rows), spec) != offset:
@@ -217,6 +139,90 @@ def open_import(folder: Path) -> Imported:
     )
     domains = tuple(sorted({sample.domain for sample in samples}))
     return Imported(tuple(stored["classes"]), domains, PixelStore.open(folder, samples))
+
+
+def take_rows(imported: Imported, samples: Sequence[Sample], folder: Path) -> PixelStore:
+    """Copy some rows into a store of their own, a few at a time.
+
+    Args:
+        imported: where the rows are.
+        samples: which images, in the order of the new rows; their labels may be other ones.
+        folder: gets ``pixels.npy`` and ``bad.json``.
+    """
+    row_of = {sample.image: row for row, sample in enumerate(imported.store.samples)}
+    rows = np.array([row_of[sample.image] for sample in samples], dtype=np.int64)
+    pixels = imported.store.pixels
+    part = folder / "pixels.part.npy"
+    target = open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(rows), *pixels.shape[1:]))
+    for start in range(0, len(rows), 256):
+        target[start : start + 256] = pixels[rows[start : start + 256]]
+    target.flush()
+    part.replace(folder / "pixels.npy")
+    write_text(folder / "bad.json", "[]")
+    return PixelStore.open(folder, samples)
+
+
+def originals(
+    shards: Sequence[Path | str], samples: Sequence[Sample], domain_from: DomainFrom = "name"
+) -> Iterator[bytes]:
+    """The files of imported images, as they are in the shards.
+
+    Args:
+        shards: as given to `import_shards`.
+        samples: imported images, in the order in which they were imported.
+        domain_from: as given to `import_shards`.
+
+    Raises:
+        DataError: an image is not there, or not in this order: the shards have changed.
+    """
+    domains = sorted({sample.domain for sample in samples})
+    entries = entries_of(shards, (), domains, None, domain_from)
+    for sample in samples:
+        found = next((entry for entry in entries if entry.sample(0).image == sample.image), None)
+        if found is None or isinstance(found.image, str):
+            msg = (
+                f"Expected the image {sample.image} in the shards it was imported from, found none: delete the "
+                "import and run again."
+            )
+            raise DataError(msg)
+        yield found.image
+
+
+def unpack(
+    shards: Sequence[Path | str],
+    folder: Path,
+    *,
+    classes: Sequence[str],
+    domains: Sequence[str] = (),
+    split: Split | None = None,
+    domain_from: DomainFrom = "name",
+) -> int:
+    """Write images as the files that they were, for stages that open files.
+
+    Args:
+        shards: as for `import_shards`, as are the others.
+        folder: gets ``<domain>/<class>/<file>``.
+        classes: class names in label order (C,).
+        domains: take only these.
+        split: take only train or test images.
+        domain_from: where the domain is said.
+
+    Returns:
+        How many images were written.
+
+    Raises:
+        DataError: as `import_shards`, or an image is too large.
+    """
+    count = 0
+    for entry in entries_of(shards, classes, domains, split, domain_from):
+        if isinstance(entry.image, str):
+            msg = f"{entry.shard}/{entry.key}: {entry.image}. Make it smaller or leave it out."
+            raise DataError(msg)
+        path = folder / entry.sample(0).image
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, entry.image)
+        count += 1
+    return count
 
 
 def write_images(store: PixelStore, folder: Path, samples: Sequence[Sample]) -> tuple[Sample, ...]:
@@ -287,208 +293,7 @@ def _pack(tar: tarfile.TarFile, index: int, sample: Sample, name: str) -> None:
         tar.addfile(info, io.BytesIO(data))
 
 
-def _wanted(
-    shards: Sequence[Path | str],
-    classes: Sequence[str],
-    domains: Sequence[str],
-    split: Split | None,
-    domain_from: DomainFrom,
-) -> Iterator[_Entry]:
-    for shard in map(str, shards):
-        match = _SHARD_NAME.fullmatch(PurePosixPath(shard).name)
-        named = match["domain"] if match and domain_from == "name" else None
-        if named is None and domain_from == "name":
-            msg = f"{shard}: expected a shard named <domain>-<number>.tar. Rename it, or read domains from each .json."
-            raise DataError(msg)
-        if named is not None and domains and named not in domains:
-            continue
-        for key, members in _groups(shard):
-            entry = _entry(shard, key, members, classes, named)
-            if (
-                entry is not None
-                and (not domains or entry.domain in domains)
-                and (split is None or split_of(entry.sample(0).image) == split)
-            ):
-                yield entry
-
-
-def _entry(
-    shard: str, key: str, members: dict[str, bytes | str], classes: Sequence[str], named: str | None
-) -> _Entry | None:
-    """Read one key; None if its class is none of those asked for."""
-    where = f"{shard}/{key}"
-    images = [suffix for suffix in members if f".{suffix}" in IMAGE_SUFFIXES]
-    if len(images) != 1 or "cls" not in members:
-        _refuse(where, f"expected one image and one .cls, found {', '.join(sorted(members)) or 'nothing'}")
-    about = _about(where, members.get("json"))
-    domain = about.get("domain", named)
-    if domain is None or (named is not None and domain != named):
-        expected = f"the domain '{named}' of the shard's name" if named else "a domain in its .json"
-        _refuse(where, f"expected {expected}, found {'none' if domain is None else repr(domain)}")
-    name = _class_name(where, members["cls"], classes)
-    file = about.get("file", f"{PurePosixPath(key).name}.{images[0]}")
-    for part in (domain, name, file):
-        if part in ("", ".", "..") or any(char in "/\\\0" for char in part):
-            _refuse(where, f"expected a plain name for its domain, class and file, found {part!r}")
-    if classes and name not in classes:
-        return None
-    return _Entry(shard, key, domain, name, file, members[images[0]])
-
-
-def _class_name(where: str, text: bytes | str, classes: Sequence[str]) -> str:
-    name = _text(where, ".cls", text).strip()
-    if name in classes or not (name.isascii() and name.isdecimal()):
-        return name
-    if int(name) >= len(classes):
-        _refuse(
-            where, f"expected a class name or an index below {len(classes)}, found {name}; set data.classes"
-        )
-    return classes[int(name)]
-
-
-def _about(where: str, text: bytes | str | None) -> dict[str, str]:
-    if text is None:
-        return {}
-    try:
-        value = parse(_text(where, ".json", text))
-    except JsonProblems as error:
-        _refuse(where, f"its .json cannot be read: {error}")
-    if not isinstance(value, dict):
-        _refuse(where, f"expected an object in its .json, found {type(value).__name__}")
-    known = {name: value[name] for name in ("domain", "file") if name in value}
-    if not all(isinstance(one, str) for one in known.values()):
-        _refuse(where, "expected texts for domain and file in its .json")
-    return known
-
-
-def _text(where: str, suffix: str, data: bytes | str) -> str:
-    if isinstance(data, str):
-        _refuse(where, f"{suffix}: {data}")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        _refuse(where, f"expected UTF-8 text in its {suffix}")
-
-
-def _groups(shard: str) -> Iterator[tuple[str, dict[str, bytes | str]]]:
-    """The members of a shard by key: neighbours whose paths are the same up to the name's first dot."""
-    with contextlib.closing(_members(shard)) as members:
-        for key, group in itertools.groupby(members, key=lambda member: member[0]):
-            found: dict[str, bytes | str] = {}
-            for _, suffix, data in group:
-                if suffix in found:
-                    _refuse(f"{shard}/{key}", f"found .{suffix} twice; give each image its own key")
-                found[suffix] = data
-            yield key, found
-
-
-def _members(shard: str) -> Generator[tuple[str, str, bytes | str], None, None]:
-    """Key, suffix and content of each file in a shard that matters here."""
-    stream = _stream(shard)
-    try:
-        tail = _Tail(stream)
-        with tarfile.open(fileobj=cast("IO[bytes]", tail), mode="r|", bufsize=_Tail.READ) as tar:
-            for info in tar:
-                tar.members = []  # type: ignore[attr-defined]  # it would keep every header otherwise
-                member = _member(shard, tar, info)
-                if member is not None:
-                    yield member
-            tail.check_end(tar.offset)
-        tail.drain()
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        msg = f"{shard}: the shard is cut short or damaged ({error}). Get it again or pack it anew."
-        raise DataError(msg) from error
-    finally:
-        with contextlib.suppress(OSError):
-            stream.close()
-
-
-def _member(shard: str, tar: tarfile.TarFile, info: tarfile.TarInfo) -> tuple[str, str, bytes | str] | None:
-    where = f"{shard}/{info.name}"
-    parts = PurePosixPath(info.name).parts
-    if info.name.startswith("/") or ".." in parts or "\\" in info.name or "\0" in info.name:
-        _refuse(where, "a path that leads out of the shard")
-    if info.isdir():
-        return None
-    if not info.isreg() or info.issparse():
-        _refuse(where, "expected a plain file, found a link, a device or a file with holes")
-    folder, _, name = info.name.rpartition("/")
-    stem, _, suffix = name.partition(".")
-    suffix = suffix.lower()
-    if suffix.rpartition(".")[2] in _PICKLES:
-        _refuse(where, "a pickle can run any program when it is read, so shards with one are refused")
-    is_image = f".{suffix}" in IMAGE_SUFFIXES
-    if not stem or not (is_image or suffix in ("cls", "json")):
-        return None
-    most = _LARGEST_IMAGE_BYTES if is_image else _LARGEST_TEXT_BYTES
-    key = f"{folder}/{stem}" if folder else stem
-    if info.size > most:
-        return key, suffix, f"{info.size} bytes, expected at most {most}"
-    content = tar.extractfile(info)
-    return key, suffix, content.read() if content else b""
-
-
-class _Tail:
-    """A stream that remembers its last reads, so that the block where tarfile stopped can be looked at."""
-
-    READ = 1 << 16
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
-        self._total = 0
-        self._last = b""
-
-    def read(self, size: int) -> bytes:
-        data = self._stream.read(size)
-        self._total += len(data)
-        self._last = (self._last + data)[-2 * self.READ - _BLOCK :]
-        return data
-
-    def check_end(self, offset: int) -> None:
-        """Raise unless the archive ends at ``offset`` with a block of zeros, as each whole archive does."""
-        start = offset - (self._total - len(self._last))
-        if start < 0 or self._last[start : start + _BLOCK] != bytes(_BLOCK):
-            msg = f"no end of archive at byte {offset}"
-            raise tarfile.ReadError(msg)
-
-    def drain(self) -> None:
-        """Read to the end, where a compressed stream's checksum and a download's exit status are."""
-        while self._stream.read(self.READ):
-            pass
-
-
-def _stream(shard: str) -> IO[bytes]:
-    if _URL.match(shard):
-        return _from_url(shard)
-    try:
-        return cast("IO[bytes]", gzip.open(shard)) if shard.endswith("gz") else Path(shard).open("rb")
-    except OSError as error:
-        msg = f"{shard}: expected a shard, cannot open it: {error.strerror}. Check data.root."
-        raise DataError(msg) from error
-
-
-def _from_url(shard: str) -> IO[bytes]:
-    if shard.lower().startswith("pipe:"):
-        msg = f"{shard}: expected a file or an address, found a shell command: these are never run. Download first."
-        raise DataError(msg)
-    gopen: Any = _library().gopen
-    try:
-        stream: IO[bytes] = gopen(shard)
-    except Exception as error:  # each scheme has its own tool, and each tool its own errors
-        msg = f"{shard}: cannot open the address: {error}. Check it, or download the shard and name the file."
-        raise UnavailableError(msg) from error
-    return cast("IO[bytes]", gzip.GzipFile(fileobj=stream)) if shard.endswith("gz") else stream
-
-
-def _library() -> Any:
-    try:
-        return importlib.import_module("webdataset")
-    except ImportError as error:
-        msg = "Shards at an address need the package webdataset, which is not installed: pip install webdataset."
-        raise UnavailableError(msg) from error
-
-
-def _open(entry: _Entry) -> Image.Image | str:
+def _open(entry: Entry) -> Image.Image | str:
     if isinstance(entry.image, str):
         return entry.image
     try:
@@ -500,23 +305,20 @@ def _open(entry: _Entry) -> Image.Image | str:
         return f"no image of a known format: {type(error).__name__}"
 
 
-def _pixels(
-    image: Image.Image | str, spec: PreprocessSpec
-) -> tuple[npt.NDArray[np.uint8], Image.Image] | str:
+def _pixels(image: Image.Image | str, spec: PreprocessSpec) -> npt.NDArray[np.uint8] | str:
     if isinstance(image, str):
         return image
     try:
-        upright = decode(image)
-        return prepare(upright, spec), upright
+        return prepare(image, spec)
     except ImageError as error:
         return str(error)
 
 
-def _bare(entry: _Entry) -> _Entry:
-    return _Entry(entry.shard, entry.key, entry.domain, entry.name, entry.file, "")
+def _bare(entry: Entry) -> Entry:
+    return Entry(entry.shard, entry.key, entry.domain, entry.name, entry.file, "")
 
 
-def _labelled(entry: _Entry, classes: Sequence[str]) -> Sample:
+def _labelled(entry: Entry, classes: Sequence[str]) -> Sample:
     return entry.sample(classes.index(entry.name) if classes else -1)
 
 
@@ -539,8 +341,3 @@ def _write_header(file: IO[bytes], rows: int, spec: PreprocessSpec) -> int:
     file.seek(0)
     np.lib.format.write_array_header_1_0(file, header)
     return file.tell()
-
-
-def _refuse(where: str, problem: str) -> NoReturn:
-    msg = f"{where}: {problem}. Pack the shard anew or leave it out."
-    raise DataError(msg)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from .bundle import Bundle
-from .classifier import Classifier, Prediction
+from .classifier import Classifier
 from .errors import (
     BundleError,
     ConfigError,
     DataError,
+    FallbackError,
     ImageError,
     RefusalError,
     SelfTestError,
@@ -15,6 +16,7 @@ from .errors import (
     UsageError,
     VlkdError,
 )
+from .prediction import Prediction
 from .preprocess import PreprocessSpec
 from .vectors import ClassVectors
 
@@ -25,6 +27,7 @@ __all__ = [
     "Classifier",
     "ConfigError",
     "DataError",
+    "FallbackError",
     "ImageError",
     "Prediction",
     "PreprocessSpec",

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from .errors import BundleError
-from .manifest import LIMITS
+from .manifest import LIMITS, file_limit
 
 COMMENT_PREFIX = b"vlkd-sha256:"
 COMMENT_LENGTH = len(COMMENT_PREFIX) + 64
@@ -128,7 +128,7 @@ def _damaged_member(data: bytes) -> str:
         header = _LOCAL.unpack_from(data, offset)
         name = data[offset + _LOCAL.size :][: header[9]].decode("ascii", "replace")
         start = offset + _LOCAL.size + len(name)
-        if name not in LIMITS:
+        if file_limit(name) is None:
             return ""
         content = data[start : start + header[7]]
         if zlib.crc32(content) != header[6] or (
@@ -183,14 +183,18 @@ def _check_member(member: _Member, where: str) -> None:
         _refuse(where, f"{label} points outside the bundle")
     if "\\" in name or "/" in name:
         _refuse(where, f"{label} has a folder in its name, and bundles have none")
-    if name not in LIMITS:
-        _refuse(where, f"{label} does not belong in a bundle, which has exactly {', '.join(LIMITS)}")
+    limit = file_limit(name)
+    if limit is None:
+        _refuse(
+            where,
+            f"{label} does not belong in a bundle, which has {', '.join(LIMITS)} and what its manifest adds",
+        )
     if stat.S_ISLNK(member.mode):
         _refuse(where, f"{label} is a symbolic link")
     if member.method != 0 or member.flags & 1:
         _refuse(where, f"{label} is compressed or encrypted, and bundles are stored as they are")
-    if member.size > LIMITS[name]:
-        _refuse(where, f"{label} claims {member.size} bytes, at most {LIMITS[name]} are read")
+    if member.size > limit:
+        _refuse(where, f"{label} claims {member.size} bytes, at most {limit} are read")
 
 
 def _content(data: bytes, member: _Member, where: str) -> memoryview:

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from .archive import read_archive
 from .errors import BundleError, DataError
-from .manifest import LIMITS
+from .manifest import LIMITS, MOST_BYTES, file_limit
 
 SUFFIX = ".vlkd"
 
@@ -55,7 +55,7 @@ def open_contents(path: str | os.PathLike[str]) -> Contents:
             return _folder(place)
         if not stat.S_ISREG(mode):
             _refuse(place, "expected a bundle folder or a .vlkd archive, found neither")
-        data = _read_file(place, sum(LIMITS.values()) + _OVERHEAD, follow=True)
+        data = _read_file(place, MOST_BYTES + _OVERHEAD, follow=True)
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         msg = f"{place}: cannot read the bundle: {reason}; check the path"
@@ -70,10 +70,11 @@ def _folder(place: Path) -> Contents:
     sizes: dict[str, int] = {}
     with os.scandir(place) as entries:
         for entry in entries:
-            if entry.name not in LIMITS:
+            if file_limit(entry.name) is None:
                 _refuse(
                     place,
-                    f"{entry.name!r} does not belong in a bundle, which has exactly {', '.join(LIMITS)}",
+                    f"{entry.name!r} does not belong in a bundle, which has {', '.join(LIMITS)} and what its "
+                    "manifest adds",
                 )
             if not entry.is_file(follow_symlinks=False):
                 _refuse(place, f"{entry.name!r} is a link, a folder or a device, expected a plain file")
@@ -82,8 +83,10 @@ def _folder(place: Path) -> Contents:
     if missing:
         _refuse(place, f"{', '.join(missing)} is missing")
     for name, size in sizes.items():
-        if size > LIMITS[name]:
-            _refuse(place, f"{name!r} has {size} bytes, at most {LIMITS[name]} are read")
+        if size > (limit := file_limit(name) or 0):
+            _refuse(place, f"{name!r} has {size} bytes, at most {limit} are read")
+    if sum(sizes.values()) > MOST_BYTES:
+        _refuse(place, f"its files have {sum(sizes.values())} bytes, at most {MOST_BYTES} are read")
     return Contents(place, sizes, lambda name: _read_member(place, name, sizes[name]))
 
 

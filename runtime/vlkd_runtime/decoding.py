@@ -10,7 +10,7 @@ import os
 import threading
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +18,28 @@ from PIL import Image, UnidentifiedImageError
 
 from .errors import ImageError
 
-ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | npt.NDArray[Any]"
+
+class DLPackArray(Protocol):
+    """An array of another library that can lend its memory."""
+
+    def __dlpack__(self, *, stream: Any = None) -> Any:
+        """Give the capsule."""
+        ...
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Say where the memory is."""
+        ...
+
+
+ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | DLPackArray"
 
 MAX_PIXELS = 64_000_000
 
 # Only what photographs and datasets come in: every further decoder is one more way in for a hostile file.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
 _ORIENTATION_TAG = 0x0112
+# DLPack's kDLCPU, kDLCUDAHost and kDLROCMHost.
+_CPU_MEMORY = frozenset({1, 3, 11})
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -61,8 +76,8 @@ def decode(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 def decode_shared(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode like `decode` without a last copy: for reading only, as it may be the caller's own image."""
-    if isinstance(source, np.ndarray):
-        return _from_array(source, max_pixels)
+    if (array := as_array(source)) is not None:
+        return _from_array(array, max_pixels)
     if isinstance(source, Image.Image):
         with _QUIET:
             return _from_pillow(source, "image", max_pixels)
@@ -74,6 +89,31 @@ def decode_shared(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image
         )
         raise ImageError(msg)
     return _from_file(where, max_pixels)
+
+
+def as_array(source: object) -> npt.NDArray[Any] | None:
+    """Give a numpy array, or another library's through DLPack without a copy; None for anything else.
+
+    Raises:
+        ImageError: Its memory is not the CPU's, or it cannot be lent.
+    """
+    if isinstance(source, np.ndarray):
+        return source
+    if not hasattr(source, "__dlpack__") or not hasattr(source, "__dlpack_device__"):
+        return None
+    kind = f"{type(source).__module__}.{type(source).__name__}"
+    device = int(source.__dlpack_device__()[0])
+    if device not in _CPU_MEMORY:
+        _refuse(
+            f"{kind} on device type {device}",
+            "expected an array in the CPU's memory",
+            "copy it there first, as tensor.cpu() does",
+        )
+    try:
+        return np.from_dlpack(source)
+    except Exception as error:  # BufferError, RuntimeError and whatever else the other library raises.
+        msg = f"{kind}: its memory cannot be lent: {error}; convert it to a numpy array first"
+        raise ImageError(msg) from error
 
 
 def _from_file(where: str, max_pixels: int) -> Image.Image:

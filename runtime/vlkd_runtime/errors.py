@@ -11,6 +11,7 @@
     └── RefusalError                   the project's own "no"; exit code 1
         ├── BundleError                a bundle that is damaged, altered, or of another schema
         ├── SelfTestError              an engine that disagrees with the golden outputs
+        ├── FallbackError              an engine that runs something else than was planned
         ├── ParityError                an exported graph that disagrees with the network it came from
         ├── CalibrationError           calibration data that cannot give honest scales
         └── GuardError                 no candidate kept its accuracy within budget
@@ -59,6 +60,10 @@ class BundleError(RefusalError):
 
 class SelfTestError(RefusalError):
     """An engine's outputs differ from the golden outputs beyond the manifest's tolerance."""
+
+
+class FallbackError(RefusalError):
+    """An engine that left layers to another device or precision than the bundle's plan says."""
 
 
 class ParityError(RefusalError):

@@ -5,7 +5,8 @@ Letters: K samples, H rows, W columns, D sizes of the joint space, C classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,13 +31,27 @@ class Golden:
         images: (K, H, W, 3) uint8, already prepared.
         embedding: (K, D) float32, unit rows.
         logits: (K, C) float32.
+        further: What further variants of the model answer: embedding and logits by the variant's name.
     """
 
     images: npt.NDArray[np.uint8]
     embedding: npt.NDArray[np.float32]
     logits: npt.NDArray[np.float32]
+    further: Mapping[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = field(
+        default_factory=dict
+    )
+
+    def of(self, variant: str) -> Golden:
+        """Give the samples with one further variant's answers."""
+        return Golden(self.images, *self.further[variant])
 
     def __post_init__(self) -> None:
+        for name in self.further:
+            try:
+                self.of(name)
+            except DataError as error:
+                msg = f"variant {name!r}: {error}"
+                raise DataError(msg) from error
         for name, (dtype, rank) in _TENSORS.items():
             array: npt.NDArray[Any] = getattr(self, name)
             if array.dtype != dtype or array.ndim != rank or array.size == 0:
@@ -67,7 +82,10 @@ class Golden:
 
     def to_bytes(self) -> bytes:
         """Serialise as safetensors; the same samples always give the same bytes."""
-        return write_tensors({name: getattr(self, name) for name in _TENSORS}, {"format": _FORMAT})
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        for name, (embedding, logits) in self.further.items():
+            tensors[f"embedding.{name}"], tensors[f"logits.{name}"] = embedding, logits
+        return write_tensors(tensors, {"format": _FORMAT})
 
     @classmethod
     def from_bytes(cls, data: bytes, *, where: str) -> Golden:
@@ -77,7 +95,9 @@ class Golden:
             DataError: Not such a file, or tensors are missing or of the wrong kind.
         """
         tensors, metadata = read_tensors(data, where=where)
-        if metadata != {"format": _FORMAT} or set(tensors) != set(_TENSORS):
+        further = {name.partition(".")[2] for name in tensors if "." in name}
+        expected = {*_TENSORS, *(f"{kind}.{name}" for name in further for kind in ("embedding", "logits"))}
+        if metadata != {"format": _FORMAT} or set(tensors) != expected:
             msg = (
                 f"{where}: expected {_FORMAT} with the tensors {', '.join(_TENSORS)}, found "
                 f"{metadata.get('format', 'no format')!r} with {', '.join(sorted(tensors)) or 'none'}; "
@@ -85,7 +105,10 @@ class Golden:
             )
             raise DataError(msg)
         try:
-            return cls(**tensors)
+            pairs = {
+                name: (tensors[f"embedding.{name}"], tensors[f"logits.{name}"]) for name in sorted(further)
+            }
+            return cls(**{name: tensors[name] for name in _TENSORS}, further=pairs)
         except DataError as error:
             msg = f"{where}: {error}"
             raise DataError(msg) from error

@@ -5,9 +5,10 @@ Letters: N static batch, D sizes of the joint space, C classes.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NoReturn
 
@@ -16,12 +17,21 @@ from .manifest import (
     CONTENT_NAMES,
     FORMAT,
     LIMITS,
-    SCHEMA_VERSION,
+    MODEL_NAME,
+    MOST_ENGINES,
+    MOST_VARIANTS,
+    READ_SCHEMAS,
+    VARIANT_NAME,
     FileEntry,
     GoldenTolerance,
     Manifest,
     ManifestDraft,
     ModelSpec,
+    Plan,
+    PrebuiltEngine,
+    Variant,
+    engine_file,
+    variant_file,
 )
 from .preprocess import PreprocessSpec
 from .strictjson import Fields, JsonProblems, canonical, parse
@@ -71,50 +81,53 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
     fields = Fields(value, "", problems)
     if problems:
         _refuse(where, problems)
-    _check_schema(fields, where)
-    manifest = _read(fields, problems)
+    schema = _check_schema(fields, where)
+    manifest = _read(fields, schema, problems)
     if problems:
         _refuse(where, problems)
     _check_digest(data, value, where)
     return manifest
 
 
-def _check_schema(fields: Fields, where: str) -> None:
+def _check_schema(fields: Fields, where: str) -> int:
     """Before anything else: another schema's fields would only give misleading problems."""
     kind, version = fields.take("format"), fields.take("schema_version")
     if kind != FORMAT:
         _refuse(where, [f"format must be {FORMAT!r}, found {kind!r}"])
-    if version != SCHEMA_VERSION or isinstance(version, bool) or not isinstance(version, int):
+    if type(version) is not int or version not in READ_SCHEMAS:
         msg = (
-            f"{where}: found schema version {version!r}, this reader knows {SCHEMA_VERSION}; "
+            f"{where}: found schema version {version!r}, this reader knows "
+            f"{' and '.join(map(str, READ_SCHEMAS))}; "
             "update vlkd-edge on this machine or build the bundle with the same version"
         )
         raise BundleError(msg)
+    return version
 
 
-def _read(fields: Fields, problems: list[str]) -> Manifest:
+def _read(fields: Fields, schema: int, problems: list[str]) -> Manifest:
     logit_scale = fields.number("logit_scale", 1e-3, 1e4)
-    golden = fields.inner("golden")
     preprocess = _preprocess(fields, problems)
     classes = _classes(fields)
+    model = _model(fields.inner("model"), preprocess, len(classes), planned=schema > 1)
+    further = _further(fields, model, logit_scale) if schema > 1 else ()
+    engines = (
+        _engines(fields, (model.precision, *(variant.name for variant in further))) if schema > 1 else ()
+    )
     manifest = Manifest(
         name=fields.text("name", longest=256),
         target=fields.text("target", longest=256),
-        model=_model(fields.inner("model"), preprocess, len(classes)),
+        model=model,
         preprocess=preprocess,
         classes=classes,
         logit_scale=logit_scale,
-        golden=GoldenTolerance(
-            golden.number("min_cosine", _LOOSEST_COSINE, 1.0),
-            # A gap as large as the logits themselves would let any engine through.
-            golden.number("max_logit_gap", 0.0, logit_scale / 2),
-        ),
+        golden=_tolerance(fields.inner("golden"), logit_scale),
         provenance=_provenance(fields),
         stand_in=fields.optional_text("stand_in"),
-        files=_files(fields.inner("files")),
+        further=further,
+        engines=engines,
+        files=_files(fields.inner("files"), further, engines),
         digest=_hash(fields, "digest"),
     )
-    golden.finish()
     fields.finish()
     return manifest
 
@@ -138,9 +151,76 @@ def _classes(fields: Fields) -> tuple[str, ...]:
     return classes
 
 
-def _model(fields: Fields, preprocess: PreprocessSpec, classes: int) -> ModelSpec:
+def _tolerance(fields: Fields, logit_scale: float) -> GoldenTolerance:
+    tolerance = GoldenTolerance(
+        fields.number("min_cosine", _LOOSEST_COSINE, 1.0),
+        # A gap as large as the logits themselves would let any engine through.
+        fields.number("max_logit_gap", 0.0, logit_scale / 2),
+    )
+    fields.finish()
+    return tolerance
+
+
+def _plan(fields: Fields) -> Plan:
+    plan = Plan(fields.integer("int8_ops", 0, 1_000_000), fields.number("dla_share", 0.0, 1.0))
+    fields.finish()
+    return plan
+
+
+def _further(fields: Fields, first: ModelSpec, logit_scale: float) -> tuple[Variant, ...]:
+    """Read the variants beside the first one, whose tensors they share."""
+    inner = fields.inner("variants")
+    found = []
+    for name in _names(inner, MOST_VARIANTS - 1):
+        entry = inner.inner(name)
+        if name == first.precision:
+            inner.note(name, "has the name of the first variant, which is called by its precision")
+        model = dataclasses.replace(
+            first,
+            precision=entry.text("precision", longest=64),
+            dialect=entry.text("dialect", longest=64),
+            opset=entry.integer("opset", 1, 1000),
+            plan=_plan(entry.inner("plan")),
+        )
+        found.append(Variant.further(name, model, _tolerance(entry.inner("golden"), logit_scale)))
+        entry.finish()
+    return tuple(found)
+
+
+def _engines(fields: Fields, variants: Sequence[str]) -> tuple[PrebuiltEngine, ...]:
+    inner = fields.inner("engines")
+    found = []
+    for name in _names(inner, MOST_ENGINES):
+        entry = inner.inner(name)
+        engine = PrebuiltEngine(
+            name,
+            entry.text("variant", longest=64),
+            entry.text("kind", longest=64),
+            entry.text("version", longest=64),
+        )
+        if engine.variant and engine.variant not in variants:
+            entry.note("variant", f"must be one of {', '.join(variants)}, found {engine.variant!r}")
+        entry.finish()
+        found.append(engine)
+    return tuple(found)
+
+
+def _names(fields: Fields, most: int) -> tuple[str, ...]:
+    """Give the keys of an object that become parts of file names; what cannot be one is noted."""
+    names = fields.left()
+    if len(names) > most:
+        fields.note("*", f"has {len(names)} entries, at most {most} are read")
+        return ()
+    for name in names:
+        if not VARIANT_NAME.fullmatch(name):
+            fields.note(name[:80], "must be up to 32 lower-case letters, digits, _ and -")
+    return tuple(sorted(name for name in names if VARIANT_NAME.fullmatch(name)))
+
+
+def _model(fields: Fields, preprocess: PreprocessSpec, classes: int, *, planned: bool) -> ModelSpec:
     precision, dialect = fields.text("precision", longest=64), fields.text("dialect", longest=64)
     opset = fields.integer("opset", 1, 1000)
+    plan = _plan(fields.inner("plan")) if planned else Plan()
     inputs, outputs = fields.inner("inputs"), fields.inner("outputs")
     image = _shape(inputs, "image", "uint8", 4)
     embedding = _shape(outputs, "embedding", "float32", 2)
@@ -162,6 +242,7 @@ def _model(fields: Fields, preprocess: PreprocessSpec, classes: int) -> ModelSpe
         (image[0], image[1], image[2], image[3]),
         (embedding[0], embedding[1]),
         (logits[0], logits[1]),
+        plan,
     )
 
 
@@ -186,11 +267,15 @@ def _provenance(fields: Fields) -> Mapping[str, str]:
     return MappingProxyType({key: inner.text(key, longest=65536) for key in inner.left()})
 
 
-def _files(fields: Fields) -> Mapping[str, FileEntry]:
+def _files(
+    fields: Fields, further: Sequence[Variant], engines: Sequence[PrebuiltEngine]
+) -> Mapping[str, FileEntry]:
     entries = {}
-    for name in CONTENT_NAMES:
+    more = [*(variant_file(v.name) for v in further), *(engine_file(e.name) for e in engines)]
+    for name in sorted([*CONTENT_NAMES, *more]):
         entry = fields.inner(name)
-        entries[name] = FileEntry(_hash(entry, "sha256"), entry.integer("bytes", 1, LIMITS[name]))
+        limit = LIMITS.get(name, LIMITS[MODEL_NAME])
+        entries[name] = FileEntry(_hash(entry, "sha256"), entry.integer("bytes", 1, limit))
         entry.finish()
     fields.finish()
     return MappingProxyType(entries)

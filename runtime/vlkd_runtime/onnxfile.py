@@ -10,6 +10,7 @@ References:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -76,6 +77,24 @@ def check_model(data: bytes, spec: ModelSpec, *, where: str) -> None:
     for side, tensors in expected.items():
         if found.tensors[side] != tensors:
             _refuse(where, f"expected the {side} {_show(tensors)}, found {_show(found.tensors[side])}")
+
+
+def count_operators(data: bytes, *, where: str) -> Counter[str]:
+    """Count the main graph's nodes by operator.
+
+    Raises:
+        BundleError: Not an ONNX model.
+    """
+    counts: Counter[str] = Counter()
+    try:
+        for number, graph in _fields(memoryview(data)):
+            if number == 7:
+                for kind, node in _fields(_block(graph)):
+                    if kind == 1:
+                        counts[_text(dict(_fields(_block(node))).get(4))] += 1
+    except _Malformed as error:
+        _refuse(where, f"it is no ONNX model: {error}")
+    return counts
 
 
 def keeps_weights_outside(data: bytes, *, where: str) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from .decoding import MAX_PIXELS, ImageSource, decode, decode_shared
+from .decoding import MAX_PIXELS, ImageSource, as_array, decode, decode_shared
 from .errors import ConfigError, ImageError
 from .strictjson import Fields
 
@@ -112,6 +112,9 @@ def prepare(
     Raises:
         ImageError: The source is no image that can be read whole; the message names it.
     """
+    if not isinstance(source, np.ndarray) and hasattr(source, "__dlpack__"):
+        lent = as_array(source)
+        source = source if lent is None else lent
     if (
         isinstance(source, np.ndarray)
         and source.dtype == np.uint8

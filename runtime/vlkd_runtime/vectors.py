@@ -5,9 +5,11 @@ Letters: C classes, D sizes of the teacher's joint space.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,6 +88,70 @@ class ClassVectors:
         kept.flags.writeable = False
         object.__setattr__(self, "vectors", kept)
         object.__setattr__(self, "logit_scale", float(self.logit_scale))
+
+    def added(self, other: ClassVectors) -> ClassVectors:
+        """Give these classes with others behind them.
+
+        Raises:
+            DataError: They come from another teacher, have another logit scale, or share a name.
+        """
+        if other.teacher_fingerprint != self.teacher_fingerprint or other.logit_scale != self.logit_scale:
+            msg = (
+                f"class vectors: expected ones from {self.teacher} ({self.teacher_fingerprint}) with logit scale "
+                f"{self.logit_scale:g}, found {other.teacher} ({other.teacher_fingerprint}) with "
+                f"{other.logit_scale:g}; embed the names with the same teacher"
+            )
+            raise DataError(msg)
+        if other.vectors.shape[1] != self.vectors.shape[1]:
+            msg = (
+                f"class vectors: expected {self.vectors.shape[1]} columns, found {other.vectors.shape[1]}; "
+                "make them again"
+            )
+            raise DataError(msg)
+        return dataclasses.replace(
+            self,
+            names=(*self.names, *other.names),
+            vectors=np.concatenate([self.vectors, other.vectors]),
+            prompts=(*self.prompts, *other.prompts),
+            templates=tuple(dict.fromkeys((*self.templates, *other.templates))),
+        )
+
+    def removed(self, names: Iterable[str]) -> ClassVectors:
+        """Give these classes without some of them.
+
+        Raises:
+            DataError: One is not there, or none is left.
+        """
+        gone = {names} if isinstance(names, str) else set(names)
+        self._check_there(gone)
+        kept = [index for index, name in enumerate(self.names) if name not in gone]
+        return dataclasses.replace(
+            self,
+            names=tuple(self.names[index] for index in kept),
+            vectors=self.vectors[kept],
+            prompts=tuple(self.prompts[index] for index in kept),
+        )
+
+    def renamed(self, names: Mapping[str, str]) -> ClassVectors:
+        """Give these classes with some called otherwise.
+
+        Args:
+            names: New names by old ones.
+
+        Raises:
+            DataError: One is not there, or two would have one name.
+        """
+        self._check_there(set(names))
+        return dataclasses.replace(self, names=tuple(names.get(name, name) for name in self.names))
+
+    def _check_there(self, names: set[str]) -> None:
+        missing = sorted(names - set(self.names))
+        if missing:
+            msg = (
+                f"classes: expected names that are there, found {', '.join(map(repr, missing))}; "
+                f"choose from {', '.join(map(repr, self.names[:20]))}"
+            )
+            raise DataError(msg)
 
     def to_bytes(self) -> bytes:
         """Serialise as safetensors; the same vectors always give the same bytes."""

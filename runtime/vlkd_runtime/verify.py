@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from .bundle import BundleReader
-from .engines import open_engine
+from .engines.base import EngineOptions
 from .errors import RefusalError, UsageError
-from .selftest import run_self_test
+from .loading import load_engine
 
 _ENGINE_STEP = "self-test"
 
@@ -42,20 +43,27 @@ class VerifyReport:
     checks: tuple[Check, ...]
 
 
-def verify(path: str | os.PathLike[str], *, engine: str = "auto", threads: int | None = None) -> VerifyReport:
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    engine: str = "auto",
+    threads: int | None = None,
+    public_keys: Sequence[bytes | Path] = (),
+) -> VerifyReport:
     """Check a bundle from its container to the answers of its model.
 
     Args:
         path: A bundle folder or ``.vlkd`` archive.
         engine: Which engine to self-test; ``none`` leaves that check out.
         threads: How many threads the engine may use.
+        public_keys: Keys of whom to trust; given any, one of them must have signed the bundle.
 
     Raises:
         DataError: Nothing is there to be read.
         ConfigError: An engine nobody knows.
         UnavailableError: The engine is not installed.
     """
-    reader = BundleReader(path)
+    reader = BundleReader(path, public_keys=public_keys)
     steps: list[tuple[str, Callable[[], str]]] = list(reader.steps)
     if engine != "none":
         steps.append((_ENGINE_STEP, lambda: _self_test(reader, engine, threads)))
@@ -77,12 +85,12 @@ def verify(path: str | os.PathLike[str], *, engine: str = "auto", threads: int |
 
 def _self_test(reader: BundleReader, engine: str, threads: int | None) -> str:
     bundle = reader.bundle()
-    loaded = open_engine(bundle.model, engine=engine, threads=threads)
-    try:
-        result = run_self_test(loaded, bundle.golden, bundle.manifest.golden)
-    finally:
-        loaded.close()
+    # Run anew and kept nowhere: whoever asks for a check means now.
+    loaded = load_engine(bundle, engine=engine, options=EngineOptions(threads), self_test="always")
+    info, selection = loaded.engine.info, loaded.selection
+    loaded.engine.close()
+    result = selection.self_test
     return (
-        f"{loaded.info.name} ({loaded.info.provider} {loaded.info.version}): {result.samples} samples, "
-        f"cosine at least {result.min_cosine:.6f}, logits within {result.max_logit_gap:.4g}"
+        f"{info.name} ({info.provider} {info.version}), variant {selection.variant}: {result['samples']} samples, "
+        f"cosine at least {result['min_cosine']:.6f}, logits within {result['max_logit_gap']:.4g}"
     )

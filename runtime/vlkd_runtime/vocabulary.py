@@ -5,40 +5,64 @@ Letters: N images, D sizes of the joint space, C classes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
-from .engines.base import Engine, EngineInfo, EngineOutput
+from .engines.base import EngineOutput
 from .errors import DataError
+from .vectorlint import Finding, lint
 from .vectors import ClassVectors
 
 
-class VocabularyEngine:
-    """An engine whose logits come from handed-over class vectors instead of those inside the graph.
+@dataclass(frozen=True, slots=True, eq=False)
+class Vocabulary:
+    """The classes of one moment; predictions hold on to one of these, so that a change never mixes with them.
 
     Attributes:
-        inner: The engine that computes the embedding.
+        names: The classes, in the order of the logits.
+        logit_scale: What cosines are multiplied by.
+        vectors: Where the classes come from; None for a model in no bundle.
+        columns: The class vectors, (D, C), where the logits are computed from the embedding; None where the
+            graph's own logits are taken.
+        findings: What a check of the vectors had to say.
     """
 
-    def __init__(self, engine: Engine, vectors: ClassVectors) -> None:
-        self.inner = engine
+    names: tuple[str, ...]
+    logit_scale: float
+    vectors: ClassVectors | None = None
+    columns: npt.NDArray[np.float32] | None = None
+    findings: tuple[Finding, ...] = ()
+
+    @classmethod
+    def of(cls, vectors: ClassVectors, space: ClassVectors) -> Vocabulary:
+        """Make one of handed-over vectors.
+
+        Args:
+            vectors: The new class vectors.
+            space: Vectors of the space that the network was distilled into.
+
+        Raises:
+            DataError: They are of another space, or a check finds an error in them.
+        """
+        check_same_space(space, vectors)
+        findings = lint(vectors, expected_dim=space.vectors.shape[1])
+        errors = [finding for finding in findings if finding.severity == "error"]
+        if errors:
+            words = " ".join(f"{finding.message} {finding.advice}" for finding in errors)
+            msg = f"class vectors: {words}"
+            raise DataError(msg)
         # Laid out so that the product reads memory in order.
-        self._columns = np.ascontiguousarray(vectors.vectors.T)
-        self._scale = np.float32(vectors.logit_scale)
+        columns = np.ascontiguousarray(vectors.vectors.T)
+        return cls(vectors.names, vectors.logit_scale, vectors, columns, findings)
 
-    @property
-    def info(self) -> EngineInfo:
-        """Say which engine computes the embedding."""
-        return self.inner.info
-
-    def run(self, images: npt.NDArray[np.uint8]) -> EngineOutput:
-        """Run one batch and compare its embedding with the class vectors."""
-        embedding = self.inner.run(images).embedding
-        return EngineOutput(embedding, self._scale * (embedding @ self._columns))
-
-    def close(self) -> None:
-        """Close the engine inside."""
-        self.inner.close()
+    def logits(self, output: EngineOutput) -> npt.NDArray[np.float32]:
+        """Give the logits of these classes, (N, C)."""
+        if self.columns is None:
+            return output.logits
+        product: npt.NDArray[np.float32] = np.float32(self.logit_scale) * (output.embedding @ self.columns)
+        return product
 
 
 def check_same_space(old: ClassVectors, new: ClassVectors) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import io
 import json
@@ -10,14 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from vlkd_bench.samples import Sample
 from vlkd_distill import data, datacontract, pixels, webdata
+from vlkd_distill import shards as shards_module
 from vlkd_runtime.errors import ConfigError, DataError, UnavailableError, UsageError
-from vlkd_runtime.preprocess import PreprocessSpec, decode, prepare
+from vlkd_runtime.preprocess import PreprocessSpec, prepare
 
 SPEC = PreprocessSpec(6, 5)
 CLASSES = ("cat", "dog")
@@ -105,26 +105,44 @@ def test_the_same_samples_give_the_same_shards(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
-def test_a_teacher_sees_the_originals_in_row_order(tmp_path: Path) -> None:
+def test_the_originals_come_in_row_order_and_damaged_images_are_left_out(tmp_path: Path) -> None:
     found = world(tmp_path / "data")
     damaged = found.samples[5].path
     damaged.write_bytes(damaged.read_bytes()[:40])
-    shards = webdata.write_shards(found.samples, found.classes, tmp_path / "shards")
-    images: list[str] = []
-    originals: list[npt.NDArray[np.uint8]] = []
-
-    def look(samples: Sequence[Sample], pictures: Sequence[Image.Image]) -> None:
-        assert len(samples) == len(pictures) <= 16
-        images.extend(sample.image for sample in samples)
-        originals.extend(np.array(one) for one in pictures)
-
-    imported = webdata.import_shards(shards, SPEC, tmp_path / "import", look=look)
-    assert images == [sample.image for sample in imported.store.samples] and len(images) == 47
-    path_of = {sample.image: sample.path for sample in found.samples}
-    for image, original in zip(images, originals, strict=True):
-        np.testing.assert_array_equal(original, np.array(decode(path_of[image])))
+    listed = webdata.write_shards(found.samples, found.classes, tmp_path / "shards")
+    imported = webdata.import_shards(listed, SPEC, tmp_path / "import")
     assert [image for image, _ in imported.store.bad] == [found.samples[5].image]
     assert "photo-000000.tar/00000005" in imported.store.bad[0][1]
+    samples = imported.store.samples
+    path_of = {sample.image: sample.path for sample in found.samples}
+    read = list(webdata.originals(listed, samples))
+    assert len(read) == 47
+    assert read == [path_of[sample.image].read_bytes() for sample in samples]
+    assert list(webdata.originals(listed, samples[30:40:3])) == read[30:40:3]
+    with pytest.raises(DataError, match=r"shot\.0\.png in the shards it was imported from, found none"):
+        list(webdata.originals(listed, samples[1::-1]))
+
+
+def test_some_rows_in_another_order_with_other_labels(tmp_path: Path) -> None:
+    found = world(tmp_path / "data", 4)
+    listed = webdata.write_shards(found.samples, found.classes, tmp_path / "shards")
+    imported = webdata.import_shards(listed, SPEC, tmp_path / "import")
+    wanted = tuple(dataclasses.replace(one, label=7) for one in imported.store.samples[9:2:-2])
+    (tmp_path / "some").mkdir()
+    store = webdata.take_rows(imported, wanted, tmp_path / "some")
+    assert store.samples == wanted and not store.bad and isinstance(store.pixels, np.memmap)
+    np.testing.assert_array_equal(store.pixels, imported.store.pixels[9:2:-2])
+
+
+def test_images_of_one_split_become_the_files_they_were(tmp_path: Path) -> None:
+    found = world(tmp_path / "data")
+    listed = webdata.write_shards(found.samples, found.classes, tmp_path / "shards")
+    count = webdata.unpack(listed, tmp_path / "files", classes=CLASSES, split="test")
+    wanted = found.of(found.domains, "test")
+    written = sorted(path for path in (tmp_path / "files").rglob("*") if path.is_file())
+    assert len(written) == count == len(wanted) > 0
+    for sample in wanted:
+        assert (tmp_path / "files" / sample.image).read_bytes() == sample.path.read_bytes()
 
 
 def test_rows_become_files_that_prepare_to_the_same_rows(tmp_path: Path) -> None:
@@ -193,7 +211,7 @@ def test_a_shard_larger_than_the_window_and_damaged_in_the_middle(tmp_path: Path
     large = picture(1, size=(300, 300))
     members = [one for key in "abc" for one in ((f"{key}.cls", b"cat"), (f"{key}.png", large))]
     shard = pack(tmp_path / "photo-0.tar", *members)
-    assert shard.stat().st_size > 5 * webdata._Tail.READ
+    assert shard.stat().st_size > 5 * shards_module._Tail.READ
     assert len(webdata.import_shards([shard], SPEC, tmp_path / "out").store.samples) == 3
     with tarfile.open(shard) as tar:
         header = tar.getmember("b.cls").offset
@@ -259,7 +277,7 @@ def test_unsafe_or_unreadable_shards(tmp_path: Path, case: str) -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        pytest.param(lambda p: webdata.find_shards(f"wds:{p}/*.tar"), DataError, "found none", id="glob"),
+        pytest.param(lambda p: shards_module.find_shards(f"wds:{p}/*.tar"), DataError, "found none", id="glob"),
         pytest.param(
             lambda p: webdata.import_shards(["pipe:touch x"], SPEC, p, domain_from="json"),
             DataError,
@@ -284,19 +302,19 @@ def test_what_cannot_be_meant_is_said(
 def test_shards_by_pattern_and_their_key(tmp_path: Path) -> None:
     for name in ("b-1.tar", "b-0.tar", "a-0.tar", "notes.txt"):
         (tmp_path / name).write_bytes(b"x")
-    found = webdata.find_shards(f"wds:{tmp_path}/*.tar")
+    found = shards_module.find_shards(f"wds:{tmp_path}/*.tar")
     assert [Path(shard).name for shard in found] == ["a-0.tar", "b-0.tar", "b-1.tar"]
-    before = webdata.shards_key(found)
-    assert before == webdata.shards_key(found) != webdata.shards_key(found[:2])
+    before = shards_module.shards_key(found)
+    assert before == shards_module.shards_key(found) != shards_module.shards_key(found[:2])
     (tmp_path / "a-0.tar").write_bytes(b"xx")
-    assert webdata.shards_key(found) != before
+    assert shards_module.shards_key(found) != before
 
 
 def test_addresses_are_opened_by_the_library(tmp_path: Path) -> None:
     pytest.importorskip("webdataset")
     shard = pack(tmp_path / "photo-0.tar", *good("a"), *good("b", "dog"))
     pack(tmp_path / "photo-1.tar", *good("c", "dog"))
-    addresses = webdata.find_shards(f"wds:{tmp_path.as_uri()}/photo-{{0..1}}.tar")
+    addresses = shards_module.find_shards(f"wds:{tmp_path.as_uri()}/photo-{{0..1}}.tar")
     assert addresses[0] == shard.as_uri() and len(addresses) == 2
     assert len(webdata.import_shards(addresses, SPEC, tmp_path / "out").store.samples) == 3
     with pytest.raises(UnavailableError, match="cannot open the address"):
@@ -307,7 +325,7 @@ def test_the_library_is_asked_for_only_for_addresses(tmp_path: Path, monkeypatch
     def missing(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr(webdata.importlib, "import_module", missing)
+    monkeypatch.setattr(shards_module.importlib, "import_module", missing)
     webdata.import_shards([pack(tmp_path / "photo-0.tar", *good("a"))], SPEC, tmp_path / "out")
     with pytest.raises(UnavailableError, match="pip install webdataset"):
-        webdata.find_shards("wds:https://example.org/photo-{000000..000001}.tar")
+        shards_module.find_shards("wds:https://example.org/photo-{000000..000001}.tar")

@@ -224,7 +224,7 @@ def test_a_model_without_a_bundle(tiny: Any, tmp_path: Path) -> None:
         assert classifier.manifest is None
         assert classifier.infer(tiny.golden.images).logits == pytest.approx(tiny.golden.logits, abs=1e-4)
         with pytest.raises(DataError, match="expected a classifier loaded from a bundle"):
-            classifier.with_classes(tiny.vectors)
+            classifier.with_vocabulary(tiny.vectors)
 
 
 def test_a_damaged_bundle_is_not_loaded(folder: Path) -> None:
@@ -239,7 +239,7 @@ def test_the_self_test_runs_at_loading(tiny: Any, build_model: Any, tmp_path: Pa
     path = write_bundle(tmp_path / "b", tiny.draft, {**tiny.files, "model.onnx": other})
     with pytest.raises(SelfTestError, match=r"self-test of engine ort-cpu .*golden sample 0"):
         Classifier.load(path, threads=1)
-    Classifier.load(path, threads=1, self_test=False).close()
+    Classifier.load(path, threads=1, self_test="never").close()
 
 
 def test_the_engine_gets_the_verified_bytes(folder: Path, tiny: Any) -> None:
@@ -275,8 +275,8 @@ def other_classes(tiny: Any, **change: Any) -> ClassVectors:
 
 def test_other_classes_need_no_other_model(classifier: Classifier, tiny: Any) -> None:
     vectors = other_classes(tiny)
-    changed = classifier.with_classes(vectors)
-    again = changed.with_classes(tiny.vectors)
+    changed = classifier.with_vocabulary(vectors)
+    again = changed.with_vocabulary(tiny.vectors)
     for image in tiny.golden.images:
         embedding = tiny.reference(image[None])[0][0]
         cosines = [float(embedding @ row) for row in vectors.vectors.astype(np.float64)]
@@ -301,7 +301,7 @@ def test_classes_of_another_space(
     change: dict[str, Any], match: str, classifier: Classifier, tiny: Any
 ) -> None:
     with pytest.raises(DataError, match=match):
-        classifier.with_classes(other_classes(tiny, **change))
+        classifier.with_vocabulary(other_classes(tiny, **change))
 
 
 def test_the_graph_of_the_fixture_is_as_exported_ones_are(tiny: Any) -> None:

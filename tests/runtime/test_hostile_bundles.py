@@ -352,8 +352,8 @@ MANIFESTS: dict[str, tuple[Callable[[Path], bytes], str]] = {
     ),
     "edited": (text_change('"name": "tiny"', '"name": "evil"'), "its digest says .* so it was altered"),
     "newer-schema": (
-        value_change("schema_version", to=2),
-        "found schema version 2, this reader knows 1; update",
+        value_change("schema_version", to=3),
+        "found schema version 3, this reader knows 1 and 2; update",
     ),
     "text-schema": (value_change("schema_version", to="1"), "found schema version '1'"),
     "bool-schema": (value_change("schema_version", to=True), "found schema version True"),

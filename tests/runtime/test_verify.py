@@ -10,7 +10,17 @@ from vlkd_runtime.bundle import write_bundle
 from vlkd_runtime.errors import ConfigError, DataError
 from vlkd_runtime.verify import verify
 
-STEPS = ["container", "manifest", "files", "model", "class-vectors", "golden", "evidence", "self-test"]
+STEPS = [
+    "container",
+    "signature",
+    "manifest",
+    "files",
+    "model",
+    "class-vectors",
+    "golden",
+    "evidence",
+    "self-test",
+]
 
 
 @pytest.mark.parametrize("kind", ["folder", "archive"])

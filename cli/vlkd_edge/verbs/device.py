@@ -8,14 +8,30 @@ from typing import Annotated, Any
 
 import typer
 
-from ..options import BundlePath, EngineName, Json, TargetsFile, stderr, stdout
+from ..options import (
+    BundlePath,
+    EngineName,
+    Json,
+    PublicKeys,
+    RequireSignature,
+    TargetsFile,
+    VariantName,
+    stderr,
+    stdout,
+)
 
 
-def verify(bundle: BundlePath, engine: EngineName = "auto", as_json: Json = False) -> None:
+def verify(
+    bundle: BundlePath,
+    engine: EngineName = "auto",
+    public_key: PublicKeys = None,
+    require_signature: RequireSignature = False,
+    as_json: Json = False,
+) -> None:
     """Check every byte of a bundle, then run its golden samples on this machine."""
     from vlkd_runtime.verify import verify as run
 
-    report = run(bundle, engine=engine)
+    report = run(bundle, engine=engine, public_keys=_keys(public_key, require_signature))
     if as_json:
         checks = [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in report.checks]
         print(json.dumps({"ok": report.ok, "checks": checks}))
@@ -31,18 +47,30 @@ def predict(
     bundle: BundlePath,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
     top: Annotated[int, typer.Option(min=1, help="Classes to list for each image.")] = 3,
+    threshold: Annotated[
+        float | None, typer.Option(help="Least probability of a known class; below it: unknown.")
+    ] = None,
+    min_similarity: Annotated[
+        float | None, typer.Option(help="Least cosine of a known class; below it: unknown.")
+    ] = None,
     engine: EngineName = "auto",
+    variant: VariantName = None,
+    public_key: PublicKeys = None,
+    require_signature: RequireSignature = False,
     as_json: Json = False,
 ) -> None:
     """Classify images with a bundle."""
+    import dataclasses
+
     from vlkd_runtime import Classifier
     from vlkd_runtime.errors import ImageError
 
     answers: list[dict[str, Any]] = []
-    with Classifier.load(bundle, engine=engine) as classifier:
+    keys = _keys(public_key, require_signature)
+    with Classifier.load(bundle, engine=engine, variant=variant, public_keys=keys) as classifier:
         for path in images:
             try:
-                answer = classifier.predict(path, top=top)
+                answer = classifier.predict(path, top=top, threshold=threshold, min_similarity=min_similarity)
             except ImageError as error:
                 answers.append({"image": str(path), "error": str(error)})
                 continue
@@ -50,15 +78,23 @@ def predict(
                 {
                     "image": str(path),
                     "label": answer.label,
+                    "known": answer.known,
                     "probability": answer.probability,
                     "similarity": answer.similarity,
                     "top": [{"label": label, "probability": share} for label, share in answer.top],
                 }
             )
-        info = classifier.info
+        info, selection = classifier.info, classifier.selection
     failed = [answer for answer in answers if "error" in answer]
     if as_json:
-        print(json.dumps({"predictions": answers, "engine": info.name, "provider": info.provider}))
+        chosen = None if selection is None else dataclasses.asdict(selection)
+        found = {
+            "predictions": answers,
+            "engine": info.name,
+            "provider": info.provider,
+            "device": info.device,
+        }
+        print(json.dumps({**found, "variant": (chosen or {}).get("variant"), "selection": chosen}))
     else:
         _print_answers(answers)
     raise typer.Exit(2 if failed else 0)
@@ -75,6 +111,56 @@ def _print_answers(answers: list[dict[str, Any]]) -> None:
             f"  ({others})" if others else ""
         )
         out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def keygen(
+    private_key: Annotated[
+        Path, typer.Argument(metavar="NAME.key", help="Where the private key goes; keep it off devices.")
+    ],
+    public_key: Annotated[
+        Path | None, typer.Option(help="Where the public key goes; NAME.pub if absent.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a pair of Ed25519 keys to sign bundles with."""
+    from vlkd_runtime.signing import write_keys
+
+    public = public_key or private_key.with_suffix(".pub")
+    write_keys(private_key, public)
+    if as_json:
+        print(json.dumps({"private_key": str(private_key), "public_key": str(public)}))
+    else:
+        stdout().print(
+            f"{private_key}: sign with this, and keep it secret\n{public}: give this to devices",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def sign(
+    bundle: BundlePath,
+    key: Annotated[Path, typer.Option(help="Private key in PEM, as keygen writes it.")],
+    as_json: Json = False,
+) -> None:
+    """Sign a bundle, so that a device with the public key knows where it is from."""
+    from vlkd_runtime.bundle import Bundle, sign_bundle
+
+    path = sign_bundle(bundle, key)
+    digest = Bundle.open(path).manifest.digest
+    if as_json:
+        print(json.dumps({"bundle": str(path), "digest": digest}))
+    else:
+        stdout().print(f"{path}: signed, digest {digest}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _keys(keys: list[Path] | None, required: bool) -> tuple[Path, ...]:
+    if required and not keys:
+        from vlkd_runtime.errors import ConfigError
+
+        msg = "--require-signature: expected --public-key with the key of the bundle's maker, found none; give it"
+        raise ConfigError(msg)
+    return tuple(keys or ())
 
 
 def targets(

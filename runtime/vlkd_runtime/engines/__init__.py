@@ -4,42 +4,94 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import ConfigError
-from .base import Engine, EngineInfo, EngineOutput
+from ..errors import ConfigError, UnavailableError
+from .base import (
+    Considered,
+    Engine,
+    EngineInfo,
+    EngineOptions,
+    EngineOutput,
+    Execution,
+    OpenedEngine,
+    Selection,
+)
 
-__all__ = ["ENGINE_NAMES", "Engine", "EngineInfo", "EngineOutput", "open_engine"]
+__all__ = [
+    "ENGINE_NAMES",
+    "Considered",
+    "Engine",
+    "EngineInfo",
+    "EngineOptions",
+    "EngineOutput",
+    "Execution",
+    "OpenedEngine",
+    "Selection",
+    "engines_to_try",
+    "open_engine",
+]
 
-ENGINE_NAMES = ("ort-cpu",)
+# The fastest first, as far as one can know without measuring.
+ENGINE_NAMES = ("tensorrt", "tensorrt-rtx", "ort-tensorrt", "ort-tensorrt-rtx", "ort-cuda", "ort-cpu")
 
 
-def open_engine(model: bytes | Path, *, engine: str = "auto", threads: int | None = None) -> Engine:
+def engines_to_try(engine: str) -> tuple[str, ...]:
+    """Give the engines that a name stands for: all of them for ``auto``.
+
+    Raises:
+        ConfigError: An engine nobody knows.
+    """
+    if engine == "auto":
+        return ENGINE_NAMES
+    if engine not in ENGINE_NAMES:
+        msg = f"engine: expected one of auto, {', '.join(ENGINE_NAMES)}, found {engine!r}; choose one of them"
+        raise ConfigError(msg)
+    return (engine,)
+
+
+def open_engine(
+    model: bytes | Path,
+    *,
+    engine: str = "auto",
+    threads: int | None = None,
+    options: EngineOptions | None = None,
+    prebuilt: bytes | None = None,
+) -> OpenedEngine:
     """Load a model into an engine.
 
     Args:
         model: The ONNX model's bytes, or the file that has them.
-        engine: A name of `ENGINE_NAMES`, or ``auto`` for the best one on this machine.
+        engine: A name of `ENGINE_NAMES`, or ``auto`` for the first of them that this machine has.
         threads: How many threads to use; None leaves it to the engine.
+        options: Everything else; ``threads`` goes before what is said here.
+        prebuilt: An engine built ahead of time from this model, for engines that can use one.
 
     Raises:
         ConfigError: An engine nobody knows, or an impossible number of threads.
-        UnavailableError: The engine's package is not installed.
+        UnavailableError: The engine's package, its driver or its device is not there.
         BundleError: Bytes that are not a model as bundles hold it.
         DataError: The same for a file.
     """
-    if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
-        msg = (
-            f"threads: expected an integer from 1 to 1024, found {threads!r}; "
-            "leave it out to let the engine choose"
+    chosen = options or EngineOptions()
+    if threads is not None:
+        chosen = EngineOptions(
+            threads, chosen.cache, chosen.device, chosen.dla_core, chosen.workspace_bytes, chosen.cuda_graph
         )
-        raise ConfigError(msg)
-    match engine:
-        case "auto" | "ort-cpu":
-            from .ort_cpu import OrtCpuEngine
+    names = engines_to_try(engine)
+    for name in names[:-1]:
+        try:
+            return _open(name, model, chosen, prebuilt)
+        except UnavailableError:
+            continue
+    return _open(names[-1], model, chosen, prebuilt)
 
-            return OrtCpuEngine(model, threads=threads)
+
+def _open(name: str, model: bytes | Path, options: EngineOptions, prebuilt: bytes | None) -> OpenedEngine:
+    match name:
+        case "tensorrt" | "tensorrt-rtx":
+            from .tensorrt import TensorRtEngine
+
+            return TensorRtEngine(name, model, options, prebuilt=prebuilt)
         case _:
-            msg = (
-                f"engine: expected one of auto, {', '.join(ENGINE_NAMES)}, found {engine!r}; "
-                "choose one of them"
-            )
-            raise ConfigError(msg)
+            from .ort import OrtEngine
+
+            return OrtEngine(name, model, options)

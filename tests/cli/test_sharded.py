@@ -1,0 +1,93 @@
+"""WebDataset shards through the real verbs: the very table of the folder they were packed from, and a build."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vlkd_distill import data, demo, webdata
+
+Bench = Callable[..., tuple[int, dict[str, Any], str]]
+CLASSES = ("cat", "fish", "tree")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three styles of three classes as a folder, and beside it as shards of 17 images."""
+    root = tmp_path_factory.mktemp("world")
+    per_style = dict.fromkeys(("photo", "cartoon", "sketch"), 16)
+    demo.write_world(root / "all", per_class=per_style, seed=3)
+    for style in ("photo", "cartoon", "sketch"):
+        for name in CLASSES:
+            target = root / "folder" / style / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (root / "all" / style / name).rename(target)
+    found = data.scan(root / "folder")
+    webdata.write_shards(found.samples, found.classes, root / "shards", 17)
+    return root
+
+
+def test_shards_give_the_table_of_their_folder(world: Path, tmp_path: Path, bench: Bench) -> None:
+    words = ("--methods", "vl2v-adip", "--held-out", "sketch")
+    code, by_folder, errors = bench("dg", tmp_path / "a", "--dataset", str(world / "folder"), *words)
+    assert code == 0, errors
+    code, by_shards, errors = bench("dg", tmp_path / "b", "--dataset", f"wds:{world}/shards/*.tar", *words)
+    assert code == 0, errors
+    assert by_shards["rows"][0]["dataset"] == "shards"
+    for one, other in zip(by_folder["rows"], by_shards["rows"], strict=True):
+        assert {**one, "dataset": ""} == {**other, "dataset": ""}
+    assert by_shards["command"].startswith("vlkd-edge bench dg --dataset 'wds:*.tar'")
+    # Train images are in stores at the student's size; no file of theirs was written.
+    images = {path.name for path in (tmp_path / "b").rglob("*.png")} - {"table.png"}
+    found = data.scan(world / "folder")
+    tests = {sample.path.name for sample in found.of(found.domains, "test")}
+    assert images == tests
+
+
+@pytest.mark.slow
+def test_a_build_from_shards_ships(world: Path, tmp_path: Path) -> None:
+    settings = (
+        f"data.root=wds:{world}/shards/*.tar",
+        "student.arch=resnet10t",
+        "student.options={channels=[8, 16, 32, 64], stem_width=8}",
+        "student.image_size=32",
+        "student.pretrained=none",
+        "distill.batch_norm=train",
+        "distill.epochs=1",
+        "distill.align_epochs=1",
+        "compress.calibration_images=32",
+        "compress.candidates=fp16",
+        "guard.worst_points=100",
+        "guard.mean_points=100",
+        "bench.samples=50",
+    )
+    command = [sys.executable, "-m", "vlkd_edge", "build", "--out", str(tmp_path / "out"), "--json"]
+    command += [word for value in settings for word in ("--set", value)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["guard"]["domains"]["sketch"]["n"] == 3 * 16
+    assert (tmp_path / "out" / "bundle" / "manifest.json").is_file()
+    assert answer["accuracy"]["shipped"].keys() == {"cartoon", "photo", "sketch"}
+
+
+@pytest.mark.parametrize(
+    ("root", "extra", "match"),
+    [
+        ("wds:{world}/nothing-*.tar", (), "Expected shards named <domain>-<number>.tar"),
+        ("wds:{world}/shards/*.tar", ("--held-out", "neon"), "'neon', but the domains in"),
+    ],
+    ids=["no shards", "unknown domain"],
+)
+def test_mistakes_are_told_before_any_work(
+    world: Path, tmp_path: Path, root: str, extra: tuple[str, ...], match: str, bench: Bench
+) -> None:
+    code, answer, _ = bench("dg", tmp_path, "--dataset", root.format(world=world), *extra)
+    assert code == 2 and match in answer["error"]["message"], answer
+    assert not (tmp_path / "stages").exists()

@@ -1,0 +1,171 @@
+"""Streams: order, bounded memory, back-pressure, errors; and arrays of other libraries."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlkd_runtime import Classifier, ImageError, Prediction
+from vlkd_runtime.bundle import write_bundle
+from vlkd_runtime.errors import ConfigError, UsageError
+
+
+@pytest.fixture
+def classifier(folder: Path) -> Iterator[Classifier]:
+    with Classifier.load(folder, threads=1, cache=None) as loaded:
+        yield loaded
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("workers", [1, 4])
+def test_answers_come_in_order(batch: int, workers: int, make_tiny_batched: Any, tmp_path: Path) -> None:
+    tiny = make_tiny_batched(batch)
+    rng = np.random.default_rng(5)
+    images = rng.integers(0, 256, (37, 8, 8, 3)).astype(np.uint8)
+    with Classifier.load(write_bundle(tmp_path / "b", tiny.draft, tiny.files), threads=1) as classifier:
+        expected = classifier.predict(images)
+        assert list(classifier.stream(iter(images), workers=workers)) == expected
+        assert list(classifier.stream([], workers=workers)) == []
+        assert [p.label for p in classifier.stream(images, threshold=1.0, top=1)] == ["unknown"] * 37
+
+
+def test_a_fast_source_is_held_back(classifier: Classifier, tiny: Any) -> None:
+    asked = itertools.count()
+    taken = 0
+
+    def endless() -> Iterator[np.ndarray]:
+        for _ in asked:
+            yield tiny.golden.images[0]
+
+    stream = classifier.stream(endless(), ahead=3)
+    for _ in range(5):
+        next(stream)
+        taken += 1
+    time.sleep(0.4)  # long enough for the feeder to run away if nothing held it
+    # One more may be in the feeder's hand, and one was asked for beyond it.
+    assert next(asked) <= taken + 3 + 2
+    stream.close()
+
+
+def test_a_slow_source_does_not_hold_answers_back(classifier: Classifier, tiny: Any) -> None:
+    release = threading.Event()
+
+    def source() -> Iterator[np.ndarray]:
+        yield tiny.golden.images[0]
+        assert release.wait(20)
+        yield tiny.golden.images[1]
+
+    stream = classifier.stream(source(), ahead=8)
+    assert next(stream) == classifier.predict(tiny.golden.images[0])
+    release.set()
+    assert next(stream) == classifier.predict(tiny.golden.images[1])
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
+def test_unreadable_images(classifier: Classifier, tiny: Any, tmp_path: Path) -> None:
+    good = tmp_path / "x.png"
+    Image.fromarray(tiny.golden.images[0]).save(good)
+    sources = [good, tmp_path / "gone.png", good]
+    found = list(classifier.stream(sources, on_error="yield"))
+    assert [type(one) for one in found] == [Prediction, ImageError, Prediction]
+    assert "gone.png" in str(found[1])
+    stream = classifier.stream(sources)
+    assert isinstance(next(stream), Prediction)
+    with pytest.raises(ImageError, match=r"gone\.png"):
+        next(stream)
+
+
+def test_an_error_of_the_source_comes_through_after_its_images(classifier: Classifier, tiny: Any) -> None:
+    def broken() -> Iterator[np.ndarray]:
+        yield tiny.golden.images[0]
+        msg = "the cable"
+        raise OSError(msg)
+
+    stream = classifier.stream(broken())
+    assert isinstance(next(stream), Prediction)
+    with pytest.raises(OSError, match="the cable"):
+        next(stream)
+
+
+def test_no_thread_is_left(classifier: Classifier, tiny: Any) -> None:
+    def ours() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name.startswith("vlkd-")]
+
+    stream = classifier.stream(itertools.repeat(tiny.golden.images[0]))
+    next(stream)
+    assert ours()
+    stream.close()
+    end = time.monotonic() + 20
+    while ours() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert ours() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        pytest.param({"ahead": 0}, ConfigError, "ahead: expected an integer from 1", id="ahead"),
+        pytest.param({"workers": 1.5}, ConfigError, r"found 1\.5", id="workers"),
+        pytest.param(
+            {"on_error": "skip"}, ConfigError, "expected 'raise' or 'yield', found 'skip'", id="error"
+        ),
+        pytest.param({"top": 0}, UsageError, "top: expected", id="top"),
+    ],
+)
+def test_impossible_options(
+    options: dict[str, Any], error: type[Exception], match: str, folder: Path
+) -> None:
+    with Classifier.load(folder, threads=1) as classifier, pytest.raises(error, match=match):
+        classifier.stream([], **options)
+
+
+class Lent:
+    """An array of another library, as far as DLPack goes."""
+
+    def __init__(self, array: np.ndarray, device: tuple[int, int] = (1, 0)) -> None:
+        self._array, self._device = array, device
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._device
+
+
+def test_arrays_of_other_libraries(classifier: Classifier, tiny: Any) -> None:
+    images = tiny.golden.images
+    expected = classifier.predict(images)
+    assert classifier.predict(Lent(images)) == expected  # type: ignore[call-overload]
+    assert classifier.predict(Lent(images[1])) == expected[1]
+    assert classifier.predict([Lent(image) for image in images]) == expected
+    assert list(classifier.stream(Lent(image) for image in images)) == expected
+    larger = np.repeat(np.repeat(images[0], 2, axis=0), 2, axis=1)
+    assert classifier.predict(Lent(larger)) == classifier.predict(larger)
+
+
+@pytest.mark.parametrize(
+    ("array", "match"),
+    [
+        pytest.param(
+            Lent(np.zeros((8, 8, 3), np.uint8), (2, 0)),
+            "Lent on device type 2: expected an array in the CPU's memory.*tensor.cpu",
+            id="gpu",
+        ),
+        pytest.param(Lent(np.zeros((8, 8, 3))), "array of float64 .*pass uint8", id="float"),
+        pytest.param(Lent(np.array(["x"])), "its memory cannot be lent", id="text"),
+    ],
+)
+def test_arrays_that_cannot_be_taken(array: Any, match: str, classifier: Classifier) -> None:
+    with pytest.raises(ImageError, match=match):
+        classifier.predict(array)
+    with pytest.raises(ImageError, match="image 0 of 1"):
+        classifier.predict([array])
