@@ -68,12 +68,24 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class ProcessRun:
-    """The percentiles of one process of its own; the differences between processes are the A/A noise."""
+    """One process of its own; the differences between processes are the A/A noise.
+
+    Attributes:
+        n: Timed calls.
+        p05_ms: 5th percentile: what the call takes when nothing disturbs it.
+        p50_ms: Median.
+        p90_ms: 90th percentile.
+        p95_ms: 95th percentile.
+        interrupted: Calls during which the system gave the processor to something else; None where it does
+            not tell.
+    """
 
     n: int
+    p05_ms: float
     p50_ms: float
     p90_ms: float
     p95_ms: float
+    interrupted: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +101,13 @@ class Timing:
     what: str
     stats: LatencyStats
     runs: tuple[ProcessRun, ...]
+
+    @property
+    def interrupted(self) -> float | None:
+        """Share of calls that were interrupted, in [0, 1]; None where the system does not tell."""
+        counts = [run.interrupted for run in self.runs]
+        known = [count for count in counts if count is not None]
+        return sum(known) / sum(run.n for run in self.runs) if len(known) == len(counts) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,8 @@ LOAD_SECONDS = 10.0
 GRACE_SECONDS = 120.0
 # Run-to-run differences above this are said: they, and not the spread within a run, limit what can be compared.
 UNSTEADY_RUNS = 0.025
+# A share of interrupted calls above this is said.
+BUSY = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,27 +230,39 @@ def _timing(name: str, answers: Sequence[Mapping[str, Any]], plan: Plan) -> Timi
             settled=all(answer["settled"] for answer in answers),
             wanted=(plan.samples, 0.0) if truncated else None,
         ),
-        runs=tuple(process_run(answer["samples_ns"][name]) for answer in answers),
+        runs=tuple(process_run(answer["samples_ns"][name], _interrupted(answer, name)) for answer in answers),
     )
 
 
-def process_run(samples_ns: Sequence[int]) -> ProcessRun:
+def process_run(samples_ns: Sequence[int], interrupted: int | None = None) -> ProcessRun:
     """Return the percentiles of one process."""
     ordered = np.sort(np.asarray(samples_ns, dtype=np.float64)) / 1e6
-    return ProcessRun(len(ordered), *(percentile(ordered, share) for share in (0.5, 0.9, 0.95)))
+    p05, p50, p90, p95 = (percentile(ordered, share) for share in (0.05, 0.5, 0.9, 0.95))
+    return ProcessRun(len(ordered), p05, p50, p90, p95, interrupted)
+
+
+def _interrupted(answer: Mapping[str, Any], name: str) -> int | None:
+    counts = answer["interrupted"]
+    return None if counts is None else int(counts[name])
 
 
 def _notes(latency: Mapping[str, Timing]) -> tuple[str, ...]:
     notes = []
     for name, timing in latency.items():
+        title = name.replace("_", " ")
         medians = np.array([run.p50_ms for run in timing.runs])
         if len(medians) > 1:
             spread = float(medians.std(ddof=1) / medians.mean())
             if spread > UNSTEADY_RUNS:
                 notes.append(
-                    f"{name}: the medians of {len(medians)} processes differ by {100 * spread:.1f} % of their mean "
+                    f"{title}: the medians of {len(medians)} processes differ by {100 * spread:.1f} % of their mean "
                     f"(steady is below {100 * UNSTEADY_RUNS:.1f} %); changes smaller than that cannot be seen"
                 )
+        if timing.interrupted is not None and timing.interrupted > BUSY:
+            notes.append(
+                f"{title}: {100 * timing.interrupted:.0f} % of the calls were interrupted by other processes; the "
+                "machine was busy, and percentiles above the 5th say more about it than about the bundle"
+            )
     return tuple(notes)
 
 

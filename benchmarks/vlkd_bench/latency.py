@@ -91,12 +91,14 @@ class Series:
 
     Attributes:
         samples_ns: Durations of each call, in the order measured; equally many of each.
+        interrupted: How many of them the system took the processor away from; None where it does not tell.
         warmup_calls: Rounds before, not counted.
         settled: Whether warm-up ended because all times were stable.
         truncated: Whether the time limit came before the wanted number of rounds.
     """
 
     samples_ns: Mapping[str, list[int]]
+    interrupted: Mapping[str, int] | None
     warmup_calls: int
     settled: bool
     truncated: bool
@@ -150,17 +152,31 @@ def measure_together(
     limit = started + int(max_seconds * 1e9)
     warmup_calls, settled = _warm_up(calls, clock, started, started + int(max_seconds * 1e9 / 4))
     samples: dict[str, list[int]] = {name: [] for name in calls}
+    interrupted: dict[str, int] = dict.fromkeys(calls, 0)
     first = clock()
     for rounds in itertools.count(1):
         for name, call in calls.items():
+            switches = _switches()
             before = clock()
             call()
-            samples[name].append(clock() - before)
+            after = clock()
+            interrupted[name] += _switches() > switches
+            samples[name].append(after - before)
         now = clock()
         enough = rounds >= min_samples and now - first >= min_seconds * 1e9
         if enough or now >= limit:
-            return Series(samples, warmup_calls, settled, not enough)
+            told = interrupted if _switches() >= 0 else None
+            return Series(samples, told, warmup_calls, settled, not enough)
     raise AssertionError
+
+
+def _switches() -> int:
+    """Return how often the system took the processor from this process so far; -1 where it does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return -1
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def _warm_up(

@@ -66,6 +66,7 @@ def latency(request: Mapping[str, Any], classifier: Classifier) -> dict[str, Any
     )
     return {
         "samples_ns": series.samples_ns,
+        "interrupted": series.interrupted,
         "warmup_calls": series.warmup_calls,
         "settled": series.settled,
         "truncated": series.truncated,

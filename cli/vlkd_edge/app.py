@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from .verbs import device, judging, making, measuring
+from .verbs import device, gating, judging, making, measuring
 
 app = typer.Typer(
     name="vlkd-edge",
@@ -47,6 +47,8 @@ app.command()(making.vectors)
 app.command()(making.synth)
 app.command()(measuring.align)
 app.command()(device.targets)
+app.command()(gating.report)
+app.add_typer(gating.baseline_app, name="baseline")
 app.add_typer(bench_app, name="bench")
 bench_app.command("bundle")(measuring.bench)
 bench_app.command("dg")(measuring.bench_dg)

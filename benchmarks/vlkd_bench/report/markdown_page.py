@@ -12,15 +12,18 @@ from .values import BuildReport
 
 def render_markdown(report: BuildReport) -> str:
     """Return the report as GitHub-flavoured Markdown."""
-    parts = [f"# {_text(report.title)}", f"**{report.outcome.upper()}.** {_text(wording.headline(report))}."]
+    parts = [
+        f"# {markdown_text(report.title)}",
+        f"**{report.outcome.upper()}.** {markdown_text(wording.headline(report))}.",
+    ]
     if report.guard is not None:
-        parts.append(_text(report.guard.reason))
+        parts.append(markdown_text(report.guard.reason))
     preflight = report.preflight
-    detail = f": {_text(preflight.detail)}" if preflight.detail else ""
-    parts.append(f"Preflight: **{preflight.verdict}** ({_text(preflight.engine)}){detail}")
-    parts += [f"> Stand-in: {_text(sentence)}" for sentence in report.stand_ins]
+    detail = f": {markdown_text(preflight.detail)}" if preflight.detail else ""
+    parts.append(f"Preflight: **{preflight.verdict}** ({markdown_text(preflight.engine)}){detail}")
+    parts += [f"> Stand-in: {markdown_text(sentence)}" for sentence in report.stand_ins]
     build = f"{report.method}, {report.teacher} → {report.student}, on {report.dataset}, for {report.target}"
-    parts.append(f"Built by {_text(build)}.")
+    parts.append(f"Built by {markdown_text(build)}.")
     if report.accuracy:
         parts += ["## Accuracy", *_accuracy(report)]
     if report.guard is not None:
@@ -31,15 +34,21 @@ def render_markdown(report: BuildReport) -> str:
         parts += ["## Latency", *_latency(report)]
     if report.stages:
         rows = [(s.name, wording.seconds(s.seconds), "cached" if s.cached else "") for s in report.stages]
-        parts += ["## Stages", _table(("stage", "time", ""), rows)]
+        parts += ["## Stages", markdown_table(("stage", "time", ""), rows)]
     if report.contract:
-        parts += ["## What every stage saw", "\n".join(f"- {_text(line)}" for line in report.contract)]
+        parts += [
+            "## What every stage saw",
+            "\n".join(f"- {markdown_text(line)}" for line in report.contract),
+        ]
     where = [
         ("bundle", wording.bundle(report)),
         ("machine", report.machine.describe()),
         *report.provenance.items(),
     ]
-    parts += ["## Where it comes from", "\n".join(f"- {_text(key)}: {_text(value)}" for key, value in where)]
+    parts += [
+        "## Where it comes from",
+        "\n".join(f"- {markdown_text(key)}: {markdown_text(value)}" for key, value in where),
+    ]
     parts.append(f"Again with:\n\n{_fence(report.command)}")
     return "\n\n".join(parts) + "\n"
 
@@ -63,8 +72,8 @@ def _accuracy(report: BuildReport) -> list[str]:
         for model in report.accuracy
     )
     return [
-        _table(["domain", *[wording.ROLES[model.key] for model in report.accuracy]], rows),
-        _text(f"{measured}."),
+        markdown_table(["domain", *[wording.ROLES[model.key] for model in report.accuracy]], rows),
+        markdown_text(f"{measured}."),
         _terms(wording.ACCURACY_TERMS),
     ]
 
@@ -85,7 +94,7 @@ def _guard(guard: GuardVerdict) -> list[str]:
         f"change of calibration error {guard.ece_change:+.3f}, "
         f"bootstrap seed {guard.seed}."
     )
-    return [_table(heads, rows), summary, _terms(wording.GUARD_TERMS)]
+    return [markdown_table(heads, rows), summary, _terms(wording.GUARD_TERMS)]
 
 
 def _candidates(report: BuildReport) -> str:
@@ -101,7 +110,7 @@ def _candidates(report: BuildReport) -> str:
         )
         for row in report.candidates
     ]
-    return _table(("candidate", "steps", "verdict", "worst drop", "upper bound", "p50", "size"), rows)
+    return markdown_table(("candidate", "steps", "verdict", "worst drop", "upper bound", "p50", "size"), rows)
 
 
 def _latency(report: BuildReport) -> list[str]:
@@ -112,22 +121,32 @@ def _latency(report: BuildReport) -> list[str]:
         values = [wording.milliseconds(value) for value in (stats.p90_ms, stats.p99_ms, stats.max_ms)]
         p50 = f"{wording.milliseconds(stats.p50_ms)} ({low} to {high})"
         rows.append([row.name, row.label, p50, *values, wording.percent(stats.cov), str(stats.n)])
-    notes = [f"- {_text(f'{row.name}: {note}')}" for row in report.latency for note in row.stats.notes]
+    notes = [
+        f"- {markdown_text(f'{row.name}: {note}')}" for row in report.latency for note in row.stats.notes
+    ]
     heads = ("model", "where", "p50", "p90", "p99", "max", "spread", "calls")
-    return [_table(heads, rows), *(["\n".join(notes)] if notes else []), _terms(wording.LATENCY_TERMS)]
+    return [
+        markdown_table(heads, rows),
+        *(["\n".join(notes)] if notes else []),
+        _terms(wording.LATENCY_TERMS),
+    ]
 
 
 def _terms(terms: dict[str, str]) -> str:
     return "\n".join(f"- *{name}*: {meaning}" for name, meaning in terms.items())
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table; the first column is left-aligned, the others right."""
-    lines = [heads, [":---", *["---:"] * (len(heads) - 1)], *[[_text(cell) for cell in row] for row in rows]]
+    lines = [
+        heads,
+        [":---", *["---:"] * (len(heads) - 1)],
+        *[[markdown_text(cell) for cell in row] for row in rows],
+    ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _text(value: str) -> str:
+def markdown_text(value: str) -> str:
     """Return foreign text as text: no Markdown, no HTML, no line breaks."""
     return re.sub(r"([\\`*_{}\[\]<>#|~$&@])", r"\\\1", " ".join(wording.plain(value).split()))
 

@@ -1,0 +1,372 @@
+"""The regression verdict: what must be caught, what must not, and every form in which it is said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+
+from vlkd_bench.baselines import accept, find_baseline, read_baselines
+from vlkd_bench.benchrecord import BenchRecord, load_bench_records
+from vlkd_bench.noise import compare_runs
+from vlkd_bench.records import append, append_record
+from vlkd_bench.regression import Metric, RegressionReport, Tolerance, assess
+from vlkd_bench.report import (
+    render_junit,
+    render_regression_html,
+    render_regression_lines,
+    render_regression_markdown,
+)
+from vlkd_runtime.errors import ConfigError, DataError
+
+Make = Callable[..., BenchRecord]
+Calls = Callable[..., list[list[float]]]
+Rows = Callable[..., tuple]
+
+
+def by_name(report: RegressionReport) -> dict[str, Metric]:
+    return {metric.name: metric for metric in report.metrics}
+
+
+def test_equal_runs_are_ok(record: Make, calls: Calls, rows: Rows) -> None:
+    images = rows({"sketch": 1000, "photo": 1000})
+    report = assess(record(calls(2.0, seed=1), images), record(calls(2.0, seed=2), images))
+    assert report.verdict == "ok" and report.headline == "No regression against the baseline"
+    assert [metric.name for metric in report.metrics] == [
+        "accuracy photo",
+        "accuracy sketch",
+        "accuracy mean",
+        "calibration error",
+        "latency engine p50",
+        "latency call p5",
+        "latency call p50",
+        "latency end to end p5",
+        "latency end to end p50",
+        "latency call p95",
+        "cold start",
+        "peak memory",
+    ]
+    assert {m.verdict for m in report.metrics} == {"ok", "not judged"}
+
+
+def test_a_slowdown_is_a_regression_and_a_speedup_an_improvement(record: Make, calls: Calls) -> None:
+    slow, fast = record(calls(2.2, seed=1)), record(calls(2.0, seed=2))
+    worse, better = assess(slow, fast), assess(fast, slow)
+    assert worse.verdict == "regression" and better.verdict == "ok"
+    metric = by_name(worse)["latency call p50"]
+    assert metric.verdict == "regression" and metric.change == pytest.approx(1.1, rel=0.02)
+    assert metric.interval is not None and 1 < metric.interval[0] < metric.change < metric.interval[1]
+    assert by_name(better)["latency call p50"].verdict == "improvement"
+    assert worse.headline.startswith("latency ") and "got worse: +" in worse.headline
+    assert "better" in better.headline
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "tolerance", "verdict", "reason"),
+    [
+        pytest.param((2.0, 0.002), (2.06, 0.002), {}, "ok", "below the relative floor", id="3 percent"),
+        pytest.param((0.02, 0.002), (0.024, 0.002), {}, "ok", "below the absolute floor", id="4 µs"),
+        pytest.param((2.0, 0.15), (2.2, 0.15), {}, "inconclusive", "noise of A/A runs", id="noise"),
+        pytest.param((2.0, 0.002), (2.06, 0.002), {"relative": 0.02}, "regression", "", id="narrow floor"),
+    ],
+)
+def test_each_criterion_alone_keeps_a_slowdown_from_being_a_regression(
+    record: Make,
+    calls: Calls,
+    before: tuple[float, float],
+    after: tuple[float, float],
+    tolerance: dict[str, float],
+    verdict: str,
+    reason: str,
+) -> None:
+    report = assess(
+        record(calls(*after, seed=3)), record(calls(*before, seed=4)), tolerance=Tolerance(**tolerance)
+    )
+    metric = by_name(report)["latency call p50"]
+    assert metric.verdict == verdict and reason in metric.reason
+
+
+def test_more_runs_of_the_baseline_widen_the_noise(record: Make, calls: Calls) -> None:
+    now, before = record(calls(2.2, seed=1)), record(calls(2.0, seed=2))
+    again = record(calls(2.3, seed=3))  # the same bundle was once as slow as that
+    assert assess(now, before).verdict == "regression"
+    report = assess(now, before, more_runs=[again])
+    assert report.verdict == "ok"
+    assert "noise of A/A runs" in by_name(report)["latency call p50"].reason
+
+
+def test_a_busy_machine_judges_what_nothing_disturbed(record: Make, calls: Calls) -> None:
+    now, before = record(calls(2.2, seed=1), interrupted=50), record(calls(2.0, seed=2))
+    metrics = by_name(assess(now, before))
+    assert metrics["latency call p50"].verdict == "inconclusive"
+    assert "interrupted" in metrics["latency call p50"].reason
+    assert metrics["latency call p5"].verdict == "regression"
+
+
+def test_one_process_cannot_tell_its_noise(record: Make, calls: Calls) -> None:
+    one = record(calls(2.2, processes=1), cold_ms=(400.0,))
+    metric = by_name(assess(one, record(calls(2.0))))["latency call p50"]
+    assert metric.verdict == "inconclusive" and "at least 3 processes" in metric.reason
+
+
+def test_the_interval_is_the_bootstrap_of_medians() -> None:
+    """A second, slower bootstrap, one resample at a time."""
+    rng = np.random.default_rng(5)
+    first, last = np.exp(rng.normal(0, 0.03, 8)), np.exp(rng.normal(0.1, 0.03, 8))
+    bounds = compare_runs(first, last, risk=0.05, seed=0)
+    draw = np.random.default_rng(6)
+    ratios = [
+        np.exp(np.median(np.log(draw.choice(last, 8))) - np.median(np.log(draw.choice(first, 8))))
+        for _ in range(4000)
+    ]
+    assert bounds.interval == pytest.approx(tuple(np.quantile(ratios, (0.05, 0.95))), rel=0.01)
+    assert bounds.ratio == pytest.approx(np.median(last) / np.median(first), rel=0.01)
+    assert bounds.noise is not None and 0.01 < bounds.noise < 0.08
+
+
+def test_a_domain_that_drops_is_first_and_a_regression(record: Make, rows: Rows) -> None:
+    sizes = {"art": 1000, "photo": 1000, "sketch": 1000}
+    before = rows(sizes, {"art": range(50)})
+    after = rows(sizes, {"art": range(5, 55), "sketch": range(20)})
+    report = assess(record(rows=after), record(rows=before))
+    assert report.verdict == "regression"
+    first = report.metrics[0]
+    assert (first.name, first.verdict, first.change) == ("accuracy sketch", "regression", pytest.approx(-2.0))
+    assert first.interval is not None and first.interval[0] < -2.0 < first.interval[1] < 0
+    assert "20 images lost, 0 won of 1000" in first.reason
+    assert by_name(report)["accuracy photo"].verdict == "ok"
+    assert by_name(report)["accuracy art"].verdict in ("ok", "inconclusive")
+
+
+def test_few_images_are_inconclusive(record: Make, rows: Rows) -> None:
+    report = assess(record(rows=rows({"a": 60}, {"a": [1, 2]})), record(rows=rows({"a": 60})))
+    metric = report.metrics[0]
+    assert metric.verdict == "inconclusive" and "too few images" in metric.reason
+    assert report.verdict == "ok" and "undecided" in report.headline
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        pytest.param({"setup": {"threads": 4}}, "threads is 4, the baseline's 1", id="threads"),
+        pytest.param({"setup": {"engine": "trt"}}, "engine is trt", id="engine"),
+        pytest.param({"machine": {"cpu_model": "B"}}, "the machine or how it is set differs", id="machine"),
+        pytest.param({"before": {"power_mode": "15W"}}, "power mode 15W", id="power mode"),
+        pytest.param({"bundle": {"target": "jetson-agx-thor"}}, "the target is jetson-agx-thor", id="target"),
+    ],
+)
+def test_other_machines_and_setups_are_not_compared(
+    record: Make, changed: dict[str, dict[str, object]], why: str
+) -> None:
+    base = record()
+    other = replace(base, **{name: replace(getattr(base, name), **new) for name, new in changed.items()})
+    report = assess(other, base)
+    assert report.verdict == "incomparable" and why in report.headline and not report.metrics
+    asked = assess(other, base, across=True)
+    assert asked.verdict == "ok" and why in asked.notes[0]
+    assert "incomparable" in render_junit(report) and "Not comparable" in render_regression_html(report)
+
+
+def test_a_newer_engine_is_compared_and_said(record: Make) -> None:
+    base = record()
+    report = assess(replace(base, setup=replace(base.setup, version="1.21")), base)
+    assert report.verdict == "ok" and "the engine is ort-cpu 1.21, the baseline's 1.20" in report.notes
+
+
+@pytest.mark.parametrize(
+    ("now", "reason"),
+    [
+        pytest.param(None, "this run has none", id="no accuracy"),
+        pytest.param({"sketch": 90}, "missing from the candidate", id="fewer images"),
+        pytest.param({"other": 100}, "missing from the candidate", id="other domain"),
+    ],
+)
+def test_accuracies_of_other_images_are_not_compared(
+    record: Make, rows: Rows, now: dict[str, int] | None, reason: str
+) -> None:
+    base = record(rows=rows({"sketch": 100}))
+    report = assess(record(rows=None if now is None else rows(now)), base)
+    assert report.verdict == "incomparable" and reason in report.metrics[0].reason
+
+
+def test_tolerances_that_cannot_be_meant_are_refused() -> None:
+    with pytest.raises(ConfigError, match="confidence between"):
+        Tolerance(confidence=1.5)
+    with pytest.raises(ConfigError, match="relative to be 0 or more"):
+        Tolerance(relative=-0.1)
+
+
+@pytest.fixture
+def worse(record: Make, calls: Calls, rows: Rows) -> RegressionReport:
+    name = "<b>sketch</b>|x\x1b"
+    before = record(calls(2.0, seed=1), rows({name: 1000, "photo": 1000}))
+    return assess(record(calls(2.4, seed=2), rows({name: 1000, "photo": 1000}, {name: range(30)})), before)
+
+
+def test_every_form_turns(worse: RegressionReport, record: Make) -> None:
+    fine = assess(record(), record())
+    first = render_regression_html(worse).splitlines()[0]
+    assert "Regression" in first and "No regression" not in first
+    assert "No regression" in render_regression_html(fine).splitlines()[0]
+    suite = ET.fromstring(render_junit(worse)).find("testsuite")
+    assert suite is not None and int(suite.attrib["failures"]) == len(worse.regressions) >= 2
+    calm = ET.fromstring(render_junit(fine)).find("testsuite")
+    assert (
+        calm is not None and calm.attrib["failures"] == "0" and int(calm.attrib["tests"]) == len(fine.metrics)
+    )
+    assert render_regression_markdown(worse).startswith("## ✗ Regression")
+    assert render_regression_markdown(fine).startswith("## ✓ No regression")
+    assert render_regression_lines(worse).startswith("✗ REGRESSION")
+    plain = json.loads(json.dumps(worse.to_json(), allow_nan=False))
+    assert plain["verdict"] == "regression"
+    assert set(plain["metrics"][0]) >= {"name", "baseline", "now", "interval", "verdict", "reason"}
+
+
+def test_strangers_names_stay_text(worse: RegressionReport) -> None:
+    html, markdown = render_regression_html(worse), render_regression_markdown(worse)
+    assert "<b>sketch" not in html and "\x1b" not in html + markdown + render_junit(worse)
+    assert "<b>" not in markdown.replace("\\<b\\>", "")
+    assert "http" not in html and "<script" not in html
+
+
+def test_records_come_back_as_they_went(record: Make, rows: Rows, tmp_path: Path) -> None:
+    base = record(rows=rows({"sketch": 50}, {"sketch": [3]}))
+    append(tmp_path / "log.jsonl", base.to_record())
+    (back,) = load_bench_records(tmp_path / "log.jsonl")
+    assert back == base and back.fingerprint == base.fingerprint
+    assert back.accuracy is not None and len(back.accuracy.rows()) == 50
+    (tmp_path / "one.json").write_text(json.dumps(base.to_record().to_json(), indent=2))
+    assert load_bench_records(tmp_path / "one.json") == (base,)
+
+
+def test_an_interrupted_write_leaves_the_record_before(record: Make, tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    append(path, record().to_record())
+    append(path, record(digest="b" * 64).to_record())
+    path.write_bytes(path.read_bytes()[:-100])
+    (back,) = load_bench_records(path)
+    assert back.bundle.digest == "a" * 64
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        pytest.param(lambda d: d.update(schema=1), "schema 2", id="schema"),
+        pytest.param(lambda d: d.update(kind="build"), "kind 'bench'", id="kind"),
+        pytest.param(lambda d: d.pop("latency"), "Expected the fields when, bundle", id="field"),
+        pytest.param(lambda d: d["latency"].pop("call"), "among the latency", id="timing"),
+        pytest.param(
+            lambda d: d["latency"]["call"]["stats"].update(p50_ms="x"),
+            "a finite number at .*latency.call.stats.p50_ms, found 'x'",
+            id="type",
+        ),
+        pytest.param(lambda d: d["machine"].update(isa="avx2"), "a list at .*machine.isa", id="list"),
+        pytest.param(lambda d: d.update(setup=3), "an object at|an object", id="object"),
+    ],
+)
+def test_damaged_records_are_refused_by_what_is_wrong(
+    record: Make, tmp_path: Path, spoil: Callable[[dict], object], message: str
+) -> None:
+    data = json.loads(json.dumps(record().to_record().to_json()))
+    spoil(data)
+    (tmp_path / "one.json").write_text(json.dumps(data))
+    with pytest.raises(DataError, match=message):
+        load_bench_records(tmp_path / "one.json")
+
+
+def test_damaged_predictions_are_refused(record: Make, rows: Rows, tmp_path: Path) -> None:
+    base = record(rows=rows({"sketch": 50}))
+    assert base.accuracy is not None and base.accuracy.predictions is not None
+    broken = replace(base.accuracy.predictions, data=base.accuracy.predictions.data[:-8])
+    damaged = replace(base, accuracy=replace(base.accuracy, predictions=broken))
+    report = assess(damaged, base)
+    assert report.verdict == "incomparable" and "packed predictions" in report.metrics[0].reason
+
+
+def test_baselines_keep_history_reasons_and_what_was_accepted(
+    record: Make, calls: Calls, rows: Rows, tmp_path: Path
+) -> None:
+    path = tmp_path / "jetson-orin-nano.json"
+    images = rows({"sketch": 400})
+    first = record(calls(2.0, seed=1), images)
+    accept(path, first, "first")
+    slower = record(calls(2.4, seed=2), images, digest="b" * 64)
+    entry = accept(path, slower, "a larger student, agreed on")
+    assert "latency call p50" in {metric.name for metric in entry.regressions}
+    other = replace(first, machine=replace(first.machine, cpu_model="B"))
+    accept(path, other, "a second board")
+    known = read_baselines(path)
+    assert [item.reason for item in known.entries] == [
+        "first",
+        "a larger student, agreed on",
+        "a second board",
+    ]
+    assert known.entries[1].regressions == entry.regressions
+    current = known.current(first)
+    assert current is not None and current.record == slower
+    old = known.entries[0].record.accuracy
+    assert old is not None and old.predictions is None and old.mean == 1.0
+    found, more = find_baseline(path, first)
+    assert found == slower and more == ()
+    assert find_baseline(path, other)[0] == other
+    assert len(path.read_text().splitlines()) == 5  # a head, a line an entry, an end
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "message"),
+    [
+        pytest.param({}, "  ", "a reason", id="no reason"),
+        pytest.param(
+            {"after": {"power_mode": "15W"}}, "x", "power mode changed from 25W to 15W", id="disturbed"
+        ),
+        pytest.param({"bundle": {"target": "jetson-agx-thor"}}, "x", "each target has a file", id="target"),
+    ],
+)
+def test_what_cannot_be_a_baseline(
+    record: Make, tmp_path: Path, change: dict[str, dict[str, object]], reason: str, message: str
+) -> None:
+    path = tmp_path / "base.json"
+    accept(path, record(), "first")
+    before = path.read_bytes()
+    base = record()
+    wrong = replace(base, **{name: replace(getattr(base, name), **new) for name, new in change.items()})
+    with pytest.raises(DataError, match=message):
+        accept(path, wrong, reason)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("{", "Expected a baseline file", id="cut"),
+        pytest.param("[]", "of format", id="a list"),
+        pytest.param('{"format": "vlkd-baselines", "schema": 9}', "schema 1 in .*, found 9", id="schema"),
+        pytest.param(
+            '{"format": "vlkd-baselines", "schema": 1, "target": "t"}', "a list 'entries'", id="no list"
+        ),
+        pytest.param(
+            '{"format": "vlkd-baselines", "schema": 1, "target": "t", "entries": [{"record": {"schema": 1}}]}',
+            "entry 1: expected schema 2, found 1",
+            id="record of another schema",
+        ),
+    ],
+)
+def test_damaged_baselines_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "base.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_baselines(path)
+
+
+def test_a_log_as_baseline_gives_its_last_run_and_the_others_as_noise(record: Make, tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    for run in (record(digest="b" * 64), record(), record()):
+        append(path, run.to_record())
+    append_record(path, "build", {})
+    found, more = find_baseline(path, record())
+    assert found.bundle.digest == "a" * 64 and len(more) == 1
