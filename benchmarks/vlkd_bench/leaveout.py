@@ -9,9 +9,11 @@ References:
 from __future__ import annotations
 
 import io
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from vlkd_runtime.errors import DataError
@@ -31,6 +33,7 @@ class Cell:
         seed: of weights, batches and views; 0 for the teacher, which has none.
         accuracy: on the held-out domain.
         source_accuracy: plain mean over the source domains.
+        key: hash of all that the cell's result depends on; empty where nobody needs to know it again.
     """
 
     dataset: str
@@ -39,6 +42,7 @@ class Cell:
     seed: int
     accuracy: float
     source_accuracy: float
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +129,18 @@ def _fields(summary: MethodSummary) -> dict[str, Any]:
     return {name: getattr(summary, name) for name in MethodSummary.__slots__}
 
 
+def _lines(first: str, second: str) -> str:
+    """The lines of both texts, each once."""
+    return "\n".join(dict.fromkeys((*first.splitlines(), *second.splitlines())))
+
+
+def _difference(own: Any, other: Any) -> str:
+    if not isinstance(own, Mapping):
+        return f"'{own}' and '{other}'"
+    names = [name for name in {**own, **other} if own.get(name) != other.get(name)]
+    return ", ".join(f"{name} {own.get(name)!r} and {other.get(name)!r}" for name in names)
+
+
 def who_saw_what(contract: Sequence[Mapping[str, Any]]) -> list[str]:
     """The data contract as lines of Markdown, a sentence or two a method; nothing where none is recorded."""
     texts = dict.fromkeys(f"- {one['method']}: {one['text']}" for one in contract)
@@ -137,8 +153,8 @@ class LeaveOutTable:
 
     Attributes:
         cells: its rows.
-        command: what was run.
-        machine: where, in words.
+        command: what was run; a line for each run that added cells.
+        machine: where, in words; likewise.
         teacher: who taught.
         student: what was trained.
         settings: how every method was trained.
@@ -162,7 +178,7 @@ class LeaveOutTable:
             "machine": self.machine,
             "teacher": self.teacher,
             "student": self.student,
-            "settings": dict(self.settings),
+            "settings": json.loads(json.dumps(dict(self.settings))),
             "stand_ins": list(self.stand_ins),
             "contract": [dict(one) for one in self.contract],
             "rows": [asdict(cell) for cell in self.cells],
@@ -210,9 +226,65 @@ class LeaveOutTable:
             seeds = "" if summary.method == TEACHER else str(summary.seeds)
             lines.append(f"| {summary.method} | {seeds} | " + " | ".join(texts) + " |")
         lines += who_saw_what(self.contract)
-        lines += ["", "## How it was made", "", f"    {self.command}", "", f"Machine: {self.machine}.", ""]
+        commands = [f"    {line}" for line in self.command.splitlines()]
+        machines = [f"Machine: {line}." for line in self.machine.splitlines()]
+        lines += ["", "## How it was made", "", *commands, "", *machines, ""]
         lines += [", ".join(f"{name} {value}" for name, value in self.settings.items()) + "."]
         return "\n".join(lines) + "\n"
+
+    def with_more(self, more: LeaveOutTable) -> LeaveOutTable:
+        """This table and the cells that another run adds; a cell that both have is taken from the other run.
+
+        Raises:
+            DataError: teacher, student or settings differ, so that the cells do not belong in one table.
+        """
+        for name in ("teacher", "student", "settings"):
+            own, other = (json.loads(json.dumps(getattr(table, name))) for table in (self, more))
+            if own != other:
+                msg = (
+                    f"Expected a table of the same {name}, found {_difference(own, other)}: write these cells to a "
+                    "table of another name."
+                )
+                raise DataError(msg)
+        places = {(cell.method, cell.held_out, cell.seed): cell for cell in (*self.cells, *more.cells)}
+        order = {TEACHER: -2, BASELINE: -1}
+        methods = dict.fromkeys(cell.method for cell in places.values())
+        ranked = sorted(methods, key=lambda name: order.get(name, 0))
+        contracts = {(one["method"], str(one["held_out"])): one for one in (*self.contract, *more.contract)}
+        return LeaveOutTable(
+            cells=tuple(sorted(places.values(), key=lambda cell: ranked.index(cell.method))),
+            command=_lines(self.command, more.command),
+            machine=_lines(self.machine, more.machine),
+            teacher=more.teacher,
+            student=more.student,
+            settings=more.settings,
+            stand_ins=tuple(dict.fromkeys((*self.stand_ins, *more.stand_ins))),
+            contract=tuple(contracts.values()),
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> LeaveOutTable:
+        """Read what `as_json` gave.
+
+        Raises:
+            DataError: there is no such file, or it is no such table.
+        """
+        try:
+            table = json.loads(path.read_text())
+            plain = {name: str(table[name]) for name in ("command", "machine", "teacher", "student")}
+            return cls(
+                cells=tuple(Cell(**row) for row in table["rows"]),
+                settings=dict(table["settings"]),
+                stand_ins=tuple(table["stand_ins"]),
+                contract=tuple(table["contract"]),
+                **plain,
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            msg = (
+                f"Expected a leave-one-domain-out table at {path}, found {type(error).__name__}: {error}. Name a file "
+                "that 'bench dg' wrote."
+            )
+            raise DataError(msg) from error
 
     def picture(self) -> bytes:
         """The table as a PNG: a row of dots per held-out domain, one dot a cell, the mean as a bar."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shlex
 import typing
@@ -18,6 +19,8 @@ from vlkd_bench.disjoint import DisjointTable
 from vlkd_bench.leaveout import TEACHER, Cell, LeaveOutTable
 from vlkd_bench.machine import read_machine
 from vlkd_bench.predictions import PredictionRow
+from vlkd_distill.augmentation import Augmentation
+from vlkd_distill.data import content_key
 from vlkd_distill.datacontract import DataContract
 from vlkd_distill.specs import MethodName
 from vlkd_runtime.atomic import write_bytes, write_text
@@ -30,7 +33,7 @@ from .config import Config
 from .facts import Images, contract, stand_ins
 from .parsing import nearest
 from .progress import Live
-from .stages import Workspace, locked
+from .stages import Workspace, locked, versions
 
 ALL = "all"
 KNOWN: tuple[str, ...] = typing.get_args(MethodName)
@@ -80,7 +83,13 @@ def parse_plan(methods: str, held_out: str, seeds: str, known: Sequence[str]) ->
 
 
 def leave_one_out(
-    config: Config, plan: Plan, out: Path, cache: Path, console: Console, command: str
+    config: Config,
+    plan: Plan,
+    out: Path,
+    cache: Path,
+    console: Console,
+    command: str,
+    earlier: LeaveOutTable | None = None,
 ) -> LeaveOutTable:
     """Run every cell that is not done yet.
 
@@ -91,6 +100,8 @@ def leave_one_out(
         cache: where teacher embeddings are kept.
         console: for people.
         command: what to write down as the way to make the table again.
+        earlier: a table whose cells are not run again where all that they depend on is the same, and to which
+            the others are added.
 
     Raises:
         UsageError: the caller's mistake, found before any long work where it can be.
@@ -99,6 +110,10 @@ def leave_one_out(
     configs = [holding_out(config, name) for name in domains]
     for one in configs:
         check_beforehand(one)
+    empty = _table(config, plan, (), command, ())
+    if earlier is not None:
+        earlier.with_more(empty)  # refuses what does not belong in one table before anything is trained
+    known = {} if earlier is None else {cell.key: cell for cell in earlier.cells if cell.key}
     with locked(out):
         live = Live(console)
         learning = learn.Learning(config, Workspace(out, cache, live.say), live)
@@ -106,9 +121,16 @@ def leave_one_out(
         contracts: list[Mapping[str, Any]] = []
         for position, one in enumerate(configs):
             live.say(f"held out: {domains[position]} ({position + 1} of {len(domains)})")
-            done, seen = _held_out(dataclasses.replace(learning, config=one), plan)
+            done, seen = _held_out(dataclasses.replace(learning, config=one), plan, known)
             cells += done
             contracts += [contract.as_json() for contract in seen]
+    made = _table(config, plan, cells, command, contracts)
+    return made if earlier is None else earlier.with_more(made)
+
+
+def _table(
+    config: Config, plan: Plan, cells: Sequence[Cell], command: str, contracts: Sequence[Mapping[str, Any]]
+) -> LeaveOutTable:
     distill = dataclasses.asdict(config.distill)
     for name in ("method", "seed"):
         del distill[name]
@@ -129,7 +151,9 @@ def holding_out(config: Config, domain: str) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, held_out=(domain,)))
 
 
-def _held_out(learning: learn.Learning, plan: Plan) -> tuple[list[Cell], list[DataContract]]:
+def _held_out(
+    learning: learn.Learning, plan: Plan, known: Mapping[str, Cell]
+) -> tuple[list[Cell], list[DataContract]]:
     """Every cell of one held-out domain, and what each method saw."""
     config = learning.config
     dataset = learn.dataset(learning)
@@ -143,6 +167,19 @@ def _held_out(learning: learn.Learning, plan: Plan) -> tuple[list[Cell], list[Da
         made = synthesising.samples(synthesising.stage(learning, vectors_stage), dataset.classes)
         own = Images.split(dataset, config.data.held_out, made)
         seen[synthesising.METHOD] = (own, synthesising.domains(made))
+    basis = {
+        "teacher": key,
+        "vectors": vectors_stage.key,
+        "test": content_key(images.test),
+        "preprocess": dataclasses.asdict(learning.spec),
+    }
+    keys = {
+        (method, seed): _key(_seeded(learning, seed), method, content_key(own.train), basis)
+        for method, (own, _) in seen.items()
+        for seed in plan.seeds
+    }
+    missing = dict.fromkeys(method for (method, _), digest in keys.items() if digest not in known)
+    seen = {method: seen[method] for method in missing}
     for method, (own, sources) in seen.items():
         learning.live.banner("Data contract", contract(config, method, sources, own).banner())
     stores = {method: learn.pixels(learning, own.train) for method, (own, _) in seen.items()}
@@ -151,30 +188,62 @@ def _held_out(learning: learn.Learning, plan: Plan) -> tuple[list[Cell], list[Da
         for method, (own, sources) in seen.items()
     ]
     shared = ship.Shipping(config, learning.workspace, learning.live, learning.spec, vectors)
-    asked = shared.read(learn.teacher_predictions(learning, images.test, vectors_stage, key))
-    cells = [cell(config, TEACHER, 0, asked)]
-    for seed in plan.seeds:
-        seeded = dataclasses.replace(config, distill=dataclasses.replace(config.distill, seed=seed))
-        student = dataclasses.replace(learning, config=seeded)
-        for method in methods:
-            learning.live.say(f"{method}, seed {seed}")
-            train, store = seen[method][0].train, stores[method]
-            answered = teach.vectors_for(student, method, train, store, vectors_stage)
-            trained = teach.train(student, method, train, store, answered)
-            graph = teach.export(student, method, trained, store, train, answered)
-            rows = shared.read(shared.predictions(method, graph, images.test))
-            cells.append(cell(config, method, seed, rows))
+    asked = _digest({"method": TEACHER, **basis})
+    cells = [known[asked]] if asked in known else []
+    if not cells:
+        answers = shared.read(learn.teacher_predictions(learning, images.test, vectors_stage, key))
+        cells = [cell(config, TEACHER, 0, answers, asked)]
+    for (method, seed), digest in keys.items():
+        learning.live.say(f"{method}, seed {seed}" + (": found in the table" if digest in known else ""))
+        if digest in known:
+            cells.append(known[digest])
+            continue
+        student = _seeded(learning, seed)
+        train, store = seen[method][0].train, stores[method]
+        answered = teach.vectors_for(student, method, train, store, vectors_stage)
+        trained = teach.train(student, method, train, store, answered)
+        graph = teach.export(student, method, trained, store, train, answered)
+        vectors = learn.load_vectors(answered)
+        own_shared = dataclasses.replace(shared, vectors=vectors)
+        rows = shared.read(own_shared.predictions(method, graph, images.test))
+        cells.append(cell(config, method, seed, rows, digest))
     return cells, contracts
 
 
-def cell(config: Config, method: str, seed: int, rows: Sequence[PredictionRow]) -> Cell:
+def _seeded(learning: learn.Learning, seed: int) -> learn.Learning:
+    distill = dataclasses.replace(learning.config.distill, seed=seed)
+    return dataclasses.replace(learning, config=dataclasses.replace(learning.config, distill=distill))
+
+
+def _key(learning: learn.Learning, method: MethodName, train: str, basis: Mapping[str, Any]) -> str:
+    """Hash of all that a cell's result depends on, as far as this project decides it.
+
+    The versions of torch and the processor's arithmetic are left out, so that a table can grow on several
+    machines.
+    """
+    inputs = {
+        "train": train,
+        "settings": learning.settings(method).used(),
+        "augmentation": dataclasses.asdict(Augmentation()),
+        "student": dataclasses.asdict(learning.student_spec()),
+        "version": versions("vlkd-edge"),
+        "prompts": dataclasses.asdict(learning.config.prompts) if method == "promptkd" else None,
+        "styles": teach.style_renderer() if method == "vlkd" else None,
+    }
+    return _digest({"method": method, **basis, **inputs})
+
+
+def _digest(inputs: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def cell(config: Config, method: str, seed: int, rows: Sequence[PredictionRow], key: str = "") -> Cell:
     """A measured cell from predictions on the test images of all domains."""
     domains = summarise(rows).domains
     held_out = config.data.held_out[0]
     sources = [value.accuracy for name, value in domains.items() if name != held_out]
-    return Cell(
-        config.data.name, method, held_out, seed, domains[held_out].accuracy, sum(sources) / len(sources)
-    )
+    mean = sum(sources) / len(sources)
+    return Cell(config.data.name, method, held_out, seed, domains[held_out].accuracy, mean, key)
 
 
 def command_line(

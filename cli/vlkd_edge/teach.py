@@ -129,7 +129,7 @@ def train(
         "vectors": len(load_vectors(vectors).names) if method == BASELINE else vectors.key,
     }
     if method == "vlkd":
-        inputs["renderer"] = _style_renderer()
+        inputs["renderer"] = style_renderer()
     return learning.workspace.stage(method, inputs | versions("torch", "timm", "vlkd-edge"), work)
 
 
@@ -217,13 +217,13 @@ def _styled(
         "pixels": store.key,
         "styles": list(settings.styles),
         "teacher": teacher_key(learning.config),
-        "renderer": _style_renderer(),
+        "renderer": style_renderer(),
     }
     stage = learning.workspace.stage("styles", inputs, work)
     return StyledStore.open(stage.folder, settings.styles)
 
 
-def _style_renderer() -> str:
+def style_renderer() -> str:
     """Hash of the styles' source: another renderer draws other views."""
     package = importlib.util.find_spec("vlkd_distill")
     assert package is not None and package.origin is not None

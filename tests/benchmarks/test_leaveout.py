@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,6 +82,7 @@ def test_json_has_the_rows_that_scripts_read() -> None:
         "seed": 0,
         "accuracy": 0.9,
         "source_accuracy": 0.9,
+        "key": "",
     }
     assert [summary["method"] for summary in plain["summary"]] == ["teacher", "erm"]
 
@@ -93,3 +97,47 @@ def test_markdown_shows_every_method_and_the_best_student_in_bold() -> None:
 
 def test_the_picture_is_a_png() -> None:
     assert table([*TEACHER, *ERM]).picture().startswith(b"\x89PNG\r\n")
+
+
+def test_a_table_grows_by_the_cells_of_another_run(tmp_path: Path) -> None:
+    first = table([*TEACHER, *ERM])
+    more = dataclasses.replace(
+        table([*OURS, *cells("erm", {1: {"art": 0.71, "sketch": 0.41}})]),
+        command="another command",
+        contract=({"method": "ours", "held_out": ["art"], "text": "Ours."},),
+    )
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(first.as_json()))
+    grown = LeaveOutTable.read(path).with_more(more)
+    assert [(c.method, c.seed, c.held_out, c.accuracy) for c in grown.cells if c.method == "erm"] == [
+        ("erm", 0, "art", 0.6),
+        ("erm", 0, "sketch", 0.3),
+        ("erm", 1, "art", 0.71),
+        ("erm", 1, "sketch", 0.41),
+    ]
+    assert list(dict.fromkeys(cell.method for cell in grown.cells)) == ["teacher", "erm", "ours"]
+    assert "    the command\n    another command\n" in grown.markdown()
+    assert grown.markdown().count("Machine: a machine.") == 1
+    assert grown.with_more(more) == grown
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"settings": {"epochs": 3}}, "same settings, found epochs 2 and 3"),
+        ({"teacher": "another"}, "same teacher, found 'a teacher' and 'another'"),
+    ],
+    ids=["settings", "teacher"],
+)
+def test_cells_made_otherwise_do_not_belong_in_one_table(change: dict[str, Any], match: str) -> None:
+    with pytest.raises(DataError, match=match):
+        table(TEACHER).with_more(dataclasses.replace(table(ERM), **change))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", '{"rows": [{}]}', "[1]"], ids=["empty", "no rows", "no cell", "list"]
+)
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "table.json").write_text(text)
+    with pytest.raises(DataError, match=r"Expected a leave-one-domain-out table at .*table\.json"):
+        LeaveOutTable.read(tmp_path / "table.json")

@@ -64,3 +64,18 @@ def test_a_folder_with_one_domain_only_is_refused(tmp_path: Path, bench: Bench) 
     code, answer, _ = bench("dg", tmp_path / "out", "--dataset", str(tmp_path / "data"))
     assert code == 2
     assert "leave at least one to train on" in answer["error"]["message"]
+
+
+def test_a_table_grows_without_running_a_cell_again(tmp_path: Path, bench: Bench) -> None:
+    words = ("--held-out", "sketch", "--add-to", str(tmp_path / "results.json"))
+    code, first, errors = bench("dg", tmp_path / "one", *words, "--methods", "erm")
+    assert code == 0, errors
+    code, grown, errors = bench("dg", tmp_path / "two", *words, "--methods", "erm,promptkd,vl2v-sd,vlkd")
+    assert code == 0, errors
+    assert [row["method"] for row in grown["rows"]] == ["teacher", "erm", "promptkd", "vl2v-sd", "vlkd"]
+    assert grown["rows"][:2] == first["rows"]
+    assert not list((tmp_path / "two" / "stages").glob("erm-*"))
+    assert json.loads((tmp_path / "results.json").read_text()) == grown
+    code, answer, _ = bench("dg", tmp_path / "three", *words, "--methods", "erm", "--set", "distill.lr=0.5")
+    assert code == 2 and "same settings, found lr" in answer["error"]["message"]
+    assert not (tmp_path / "three" / "stages").exists()

@@ -80,6 +80,12 @@ def bench_dg(
     out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")] = Path("vlkd-out/dg"),
     cache: Annotated[Path | None, typer.Option(help="Where teacher embeddings are kept.")] = None,
     name: Annotated[str, typer.Option(help="Name of the table's files in the output folder.")] = "table",
+    add_to: Annotated[
+        Path | None,
+        typer.Option(
+            help="An earlier table (JSON): its cells are not run again, and the new ones are added."
+        ),
+    ] = None,
     var: Annotated[list[str] | None, typer.Option(help="name=value: override a variable of [vars].")] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="section.key=value: override any setting.")
@@ -88,8 +94,11 @@ def bench_dg(
 ) -> None:
     """Leave one domain out at a time: train, export and measure every method, beside the teacher.
 
-    Writes NAME.json, NAME.md and NAME.png; an interrupted table goes on where it was.
+    Writes NAME.json, NAME.md and NAME.png; an interrupted table goes on where it was. With --add-to it writes
+    the earlier table's files anew, so that the results of several runs and machines add up.
     """
+    from vlkd_bench.leaveout import LeaveOutTable
+
     from .. import config as configuration
     from ..leaveout import KNOWN, command_line, leave_one_out, parse_plan, write
 
@@ -98,11 +107,15 @@ def bench_dg(
     loaded = configuration.load(config, var or [], settings)
     try:
         words = command_line(["dg"], plan, config, var or [], setting or [], dataset)
-        table = leave_one_out(loaded, plan, out, cache or out / "cache", stderr(), words)
+        earlier = LeaveOutTable.read(add_to) if add_to is not None and add_to.exists() else None
+        table = leave_one_out(loaded, plan, out, cache or out / "cache", stderr(), words, earlier)
     except KeyboardInterrupt:
         print("Interrupted. What is finished is kept; the same command goes on.", file=sys.stderr)
         raise typer.Exit(130) from None
-    write(table, out, name)
+    if add_to is not None:
+        write(table, add_to.parent, add_to.stem)
+    else:
+        write(table, out, name)
     if as_json:
         print(json.dumps(table.as_json()))
     else:
