@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from .verbs import device, gating, judging, making, measuring
+from .verbs import device, exporting, gating, judging, making, measuring
 
 app = typer.Typer(
     name="vlkd-edge",
@@ -43,12 +43,14 @@ app.command()(device.sign)
 app.command()(device.keygen)
 app.command()(judging.preflight)
 app.command()(judging.guard)
+app.command()(exporting.export)
 app.command()(making.vectors)
 app.command()(making.synth)
 app.command()(measuring.align)
 app.command()(device.targets)
 app.command()(gating.report)
 app.add_typer(gating.baseline_app, name="baseline")
+app.command()(device.doctor)
 app.add_typer(bench_app, name="bench")
 bench_app.command("bundle")(measuring.bench)
 bench_app.command("dg")(measuring.bench_dg)

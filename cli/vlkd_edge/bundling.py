@@ -12,7 +12,7 @@ from pathlib import Path
 from vlkd_bench.samples import Sample
 from vlkd_compress.guard import Trial
 from vlkd_runtime.bundle import Bundle, pack, write_bundle
-from vlkd_runtime.manifest import GoldenTolerance, ManifestDraft, ModelSpec, Plan, Variant
+from vlkd_runtime.manifest import GoldenTolerance, ManifestDraft, ModelSpec, Plan, PrebuiltEngine, Variant
 
 from .facts import Facts, Written
 from .ship import Shipping, golden, precision
@@ -65,7 +65,7 @@ def write(
         model=ModelSpec(
             precision=kind,
             dialect=target.dialect,
-            opset=20,
+            opset=target.opset,
             image=(1, size, size, 3),
             embedding=(1, int(vectors.vectors.shape[1])),
             logits=(1, classes),
@@ -88,7 +88,8 @@ def write(
     # The float graph comes along for engines that INT8 or float16 would only slow down.
     exact = dataclasses.replace(draft.model, precision="float32", dialect="onnx", plan=Plan())
     further = Variant.further("float32", exact, GoldenTolerance(_MIN_COSINE["float32"], shares[0]))
-    draft = dataclasses.replace(draft, further=(further,))
+    engines = _engines(facts, kind)
+    draft = dataclasses.replace(draft, further=(further,), engines=tuple(engines))
     evidence = {
         "contract": list(facts.contract),
         "guard": {
@@ -107,6 +108,7 @@ def write(
         {
             "model.onnx": chosen.candidate.path,
             further.file: floating,
+            **{engine.file: path for engine, path in engines.items()},
             "class_vectors.safetensors": vectors.to_bytes(),
             "golden.safetensors": samples.to_bytes(),
             "evidence.json": (json.dumps(evidence, indent=1, sort_keys=True) + "\n").encode(),
@@ -120,6 +122,15 @@ def write(
         digest=Bundle.open(folder).manifest.digest,
         size_bytes=sum(path.stat().st_size for path in folder.iterdir()),
     )
+
+
+def _engines(facts: Facts, variant: str) -> dict[PrebuiltEngine, Path]:
+    """The engine that the preflight built, where it is the target's own and needs no building on the device."""
+    found = facts.preflight or {}
+    if not found.get("engine_file"):
+        return {}
+    engine = PrebuiltEngine("rtx", variant, "tensorrt-rtx", str(found["engine_version"]))
+    return {engine: Path(found["engine_file"])}
 
 
 def _int8_ops(model: Path) -> int:

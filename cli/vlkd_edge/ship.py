@@ -205,7 +205,10 @@ def precision(candidate: Candidate) -> str:
 
 
 def preflight(ship: Shipping, compressed: Compressed) -> Mapping[str, Any] | None:
-    """Hold the graph against its target's rules and a real builder; see ``vlkd_compress.preflight``."""
+    """Hold the graph against its target's rules and a real builder; see ``vlkd_compress.preflight``.
+
+    Where the builder is the target's own, its engine is kept for the bundle: ``engine_file`` names it.
+    """
     from vlkd_compress.preflight import run_preflight
 
     if compressed.chosen is None:
@@ -214,7 +217,8 @@ def preflight(ship: Shipping, compressed: Compressed) -> Mapping[str, Any] | Non
 
     def work(folder: Path) -> None:
         with ship.live.task("TensorRT preflight", None):
-            result = run_preflight(model, target)
+            keep = folder / "engine.bin" if target.engine == "tensorrt-rtx" else None
+            result = run_preflight(model, target, keep_engine=keep)
         write_text(folder / "preflight.json", json.dumps(dataclasses.asdict(result), indent=1))
 
     inputs = {
@@ -226,7 +230,8 @@ def preflight(ship: Shipping, compressed: Compressed) -> Mapping[str, Any] | Non
     result: dict[str, Any] = json.loads((stage.folder / "preflight.json").read_text())
     if not result["answered"]:  # a time-out or a missing package is no verdict to keep
         shutil.rmtree(stage.folder)
-    return result
+    engine = stage.folder / "engine.bin"
+    return result | {"engine_file": str(engine) if engine.is_file() else None}
 
 
 def golden(ship: Shipping, model: Path, floating: Path, samples: Sequence[Sample]) -> tuple[Golden, float]:

@@ -14,7 +14,7 @@ from vlkd_bench.leaveout import BASELINE
 from vlkd_bench.samples import Sample
 from vlkd_distill.augmentation import Augmentation
 from vlkd_distill.specs import MethodName, Settings
-from vlkd_runtime.atomic import write_text
+from vlkd_runtime.atomic import write_bytes, write_text
 from vlkd_runtime.errors import ConfigError
 
 from . import sharded
@@ -22,6 +22,9 @@ from .learn import Learning, load_vectors, teacher_key
 from .stages import StageResult, versions
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from vlkd_distill.feeding import TrainingData
     from vlkd_distill.stages import Method
     from vlkd_distill.styled import StyledStore
@@ -238,7 +241,8 @@ def export(
     samples: Sequence[Sample],
     vectors: StageResult,
 ) -> StageResult:
-    """Fuse a trained student and write the float graph, checked against torch."""
+    """Fuse a trained student and write the float graph in the target's opset, checked against torch."""
+    opset = learning.config.device().opset
 
     def work(folder: Path) -> None:
         import numpy as np
@@ -254,14 +258,35 @@ def export(
             student, students.FusedHead(stored) if how.predicts_by_vectors else None
         )
         with learning.live.task(f"exporting {method}", None):
-            graph.export(network, learning.spec.height, folder / "model.onnx")
+            words = graph.describe(stored, learning.spec, learning.student_spec().arch)
+            graph.export(network, learning.spec.height, folder / "model.onnx", metadata=words)
             images = pixels.PixelStore.open(store.folder, samples).pixels
             some = np.array(images[:: max(1, len(images) // PARITY_IMAGES)][:PARITY_IMAGES])
             parity = graph.check_parity(
                 network, folder / "model.onnx", some, max_logit_gap=PARITY_LOGIT_GAP, min_cosine=PARITY_COSINE
             )
+            if opset != graph.OPSET:
+                _rewrite(folder / "model.onnx", opset, some)
         write_text(folder / "parity.json", json.dumps(dataclasses.asdict(parity), indent=1))
 
-    inputs = {"trained": trained.key, "vectors": vectors.key, "parity": [PARITY_LOGIT_GAP, PARITY_COSINE]}
+    inputs = {
+        "trained": trained.key,
+        "vectors": vectors.key,
+        "parity": [PARITY_LOGIT_GAP, PARITY_COSINE],
+        "preprocess": dataclasses.asdict(learning.spec),
+        "opset": opset,
+    }
     inputs |= versions("torch", "onnx", "onnxscript", "onnxruntime", "vlkd-edge")
     return learning.workspace.stage(f"export-{method}", inputs, work)
+
+
+def _rewrite(path: Path, opset: int, images: npt.NDArray[np.uint8]) -> None:
+    """Bring a graph to an older opset, checked against what it was."""
+    import onnx
+
+    from vlkd_compress import interface
+
+    model, wanted = onnx.load(path), interface.Interface(opset)
+    changed = interface.change(model, wanted)
+    interface.check_same(model, changed, wanted, images, max_logit_gap=PARITY_LOGIT_GAP)
+    write_bytes(path, changed.SerializeToString(deterministic=True))

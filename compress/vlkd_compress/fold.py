@@ -48,6 +48,9 @@ def _keep_interface(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
     del after.opset_import[:]
     after.opset_import.extend(opset)
     del after.metadata_props[:]
+    for item in before.metadata_props:
+        after.metadata_props.add(key=item.key, value=item.value)
+    after.producer_name, after.producer_version = before.producer_name, before.producer_version
     del after.graph.value_info[:]
     name_nodes(after)
     for what in ("input", "output"):

@@ -5,8 +5,12 @@ Letters used in shapes: K images, D embedding size, C classes, H and W pixels.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +20,8 @@ import torch
 from vlkd_runtime.atomic import write_bytes
 from vlkd_runtime.engines import open_engine
 from vlkd_runtime.errors import ParityError
+from vlkd_runtime.preprocess import PreprocessSpec
+from vlkd_runtime.vectors import ClassVectors
 
 from .quiet import quiet
 from .students import Deployable
@@ -40,10 +46,23 @@ class Parity:
     agreement: float
 
 
-def export(network: Deployable, image_size: int, path: Path) -> None:
+def export(
+    network: Deployable,
+    image_size: int,
+    path: Path,
+    *,
+    metadata: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Write the network as ONNX: uint8 ``(1, H, W, 3)`` in, ``embedding`` and ``logits`` out, static shapes.
 
-    The same network gives the same bytes.
+    The same network and metadata give the same bytes. Other opsets, batches and layouts are made of this graph by
+    ``vlkd_compress.interface``, which holds the two against each other.
+
+    Args:
+        network: the torch module.
+        image_size: H and W.
+        path: where the graph goes.
+        metadata: what the model says of itself, see `describe`.
     """
     example = torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8)
     network.eval().to(memory_format=torch.contiguous_format)
@@ -60,8 +79,22 @@ def export(network: Deployable, image_size: int, path: Path) -> None:
     assert program is not None
     model = program.model_proto
     _strip(model)
+    for key, value in sorted(metadata.items()):
+        model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model)
     write_bytes(path, model.SerializeToString(deterministic=True))
+
+
+def describe(vectors: ClassVectors, preprocess: PreprocessSpec, arch: str) -> dict[str, str]:
+    """What a graph says of itself in its metadata: classes, teacher, preparation of images, architecture."""
+    return {
+        "vlkd.classes": json.dumps(list(vectors.names), ensure_ascii=False),
+        "vlkd.logit_scale": repr(float(vectors.logit_scale)),
+        "vlkd.preprocess": json.dumps(preprocess.to_json(), sort_keys=True),
+        "vlkd.student": arch,
+        "vlkd.teacher": vectors.teacher,
+        "vlkd.teacher_fingerprint": vectors.teacher_fingerprint,
+    }
 
 
 def check_parity(
@@ -108,7 +141,7 @@ def _strip(model: onnx.ModelProto) -> None:
     """Drop what differs from run to run or names this machine's files."""
     model.doc_string = ""
     del model.metadata_props[:]
-    model.producer_name, model.producer_version = "vlkd-edge", ""
+    model.producer_name, model.producer_version = "vlkd-edge", _own_version()
     graph = model.graph
     graph.doc_string = ""
     graph.name = "student"
@@ -119,3 +152,10 @@ def _strip(model: onnx.ModelProto) -> None:
     for value in (*graph.value_info, *graph.input, *graph.output):
         value.doc_string = ""
         del value.metadata_props[:]
+
+
+def _own_version() -> str:
+    try:
+        return version("vlkd-edge")
+    except PackageNotFoundError:  # run from its sources, not installed
+        return ""

@@ -107,7 +107,9 @@ class Deployable(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Unit embedding ``(B, D)`` and logits ``(B, C)`` of uint8 images ``(B, H, W, 3)``."""
         views = image.float().permute(0, 3, 1, 2) / 255.0
-        features = self.student.backbone((views - self.student.mean) / self.student.std)
+        # Contiguous, or the exporter writes the channels-last strides into the graph, as a Gather for one image.
+        normalised = ((views - self.student.mean) / self.student.std).contiguous()
+        features = self.student.backbone(normalised)
         outputs: Tensor = self.student.head(features)
         if self.fused is None:  # a plain classifier has no teacher's space: its features stand in
             return unit(features), outputs

@@ -38,8 +38,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle folder; its archive lies beside it."""
     root = tmp_path_factory.mktemp("bundle")
     network = students.Deployable(students.create(SPEC, 8).eval(), students.FusedHead(VECTORS))
-    export.export(network, 32, root / "model.onnx")
     spec = PreprocessSpec(height=32, width=32)
+    export.export(network, 32, root / "model.onnx", metadata=export.describe(VECTORS, spec, SPEC.arch))
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     with Classifier.from_model(root / "model.onnx", spec, VECTORS.names, logit_scale=10.0) as classifier:
         outputs = classifier.infer(images)

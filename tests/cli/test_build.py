@@ -223,6 +223,36 @@ def test_a_guard_that_says_no_ships_nothing(built: tuple[Path, dict[str, Any]], 
     assert "shipped" not in answer["accuracy"]
 
 
+def test_a_bundle_for_rtx_carries_the_engine_of_its_preflight(
+    built: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out = shutil.copytree(built[0], tmp_path / "out", ignore=shutil.ignore_patterns(".lock"))
+    words = ["desktop-rtx" if word == "jetson" else word for word in command(out)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=600)
+    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    if answer["preflight"]["verdict"] == "not run":
+        pytest.skip(answer["preflight"]["reason"])
+    assert done.returncode == 0, done.stderr
+    bundle = Bundle.open(out / "bundle")
+    (engine,) = bundle.manifest.engines
+    assert (engine.kind, engine.variant, engine.file) == ("tensorrt-rtx", "int8", "engine.rtx.bin")
+    assert engine.version and len(bundle.files[engine.file]) > 1000
+    (stage,) = [path for path in (out / "stages").glob("preflight-*/engine.bin") if path.stat().st_size > 0]
+    assert stage.read_bytes() == bundle.files[engine.file]
+    assert Bundle.open(built[0] / "bundle").manifest.engines == ()
+
+
+def test_a_target_that_refuses_gets_no_bundle(built: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    out = shutil.copytree(built[0], tmp_path / "out", ignore=shutil.ignore_patterns(".lock"))
+    words = ["tight" if word == "jetson" else word for word in command(out)]
+    words += ["--set", "targets.tight.inherits=jetson", "--set", "targets.tight.memory_gib=2.5"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=600)
+    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    assert (done.returncode, answer["preflight"]["verdict"]) == (1, "fail"), done.stderr
+    assert "VP021 memory" in answer["preflight"]["reason"]
+    assert not (out / "bundle").exists() and not list(out.glob("*.vlkd"))
+
+
 def test_a_damaged_stage_is_done_again(built: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(built[0], out)

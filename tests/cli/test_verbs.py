@@ -36,7 +36,18 @@ def run(*arguments: str | Path, forbidden: set[str] = HEAVY) -> subprocess.Compl
 
 @pytest.mark.parametrize(
     "verb",
-    [[], ["build"], ["verify"], ["predict"], ["bench"], ["preflight"], ["guard"], ["targets"]],
+    [
+        [],
+        ["build"],
+        ["verify"],
+        ["predict"],
+        ["bench"],
+        ["preflight"],
+        ["guard"],
+        ["targets"],
+        ["export"],
+        ["doctor"],
+    ],
     ids=lambda v: "".join(v),
 )
 def test_help_needs_neither_torch_nor_an_engine(verb: list[str]) -> None:

@@ -204,3 +204,25 @@ def targets(
             f"{target.memory_gib:g} GiB",
         )
     stdout().print(table)
+
+
+def doctor(
+    target: Annotated[
+        str | None,
+        typer.Option(help="Look at one target; the exit code is 1 if it can be neither built for nor run."),
+    ] = None,
+    targets_file: TargetsFile = None,
+    as_json: Json = False,
+) -> None:
+    """Tell what this machine has, what each target lacks here, and the line that installs it."""
+    from .. import doctor as diagnosing
+    from .. import probing
+    from .. import targets as devices
+
+    own = devices.load(targets_file)
+    shown = (devices.find(target, own),) if target is not None else (*devices.TARGETS, *own)
+    found = diagnosing.report(
+        shown, probing.read_python(), probing.read_system(), as_json=as_json, console=stdout()
+    )
+    lost = target is not None and all(item.build and item.run for item in found.values())
+    raise typer.Exit(1 if lost else 0)
