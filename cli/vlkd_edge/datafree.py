@@ -57,14 +57,16 @@ class Plan:
         rows: names of `ROWS`.
         held_out: the domain that nothing learns from.
         seeds: of prompts, images, weights, batches and views.
+        inversion_images: images a class of the inversion rows, which are dear; as many as the others when None.
     """
 
     rows: tuple[str, ...]
     held_out: str
     seeds: tuple[int, ...]
+    inversion_images: int | None = None
 
 
-def parse_plan(rows: str, held_out: str, seeds: str) -> Plan:
+def parse_plan(rows: str, held_out: str, seeds: str, inversion_images: int | None = None) -> Plan:
     """Read comma-separated lists.
 
     Raises:
@@ -82,7 +84,7 @@ def parse_plan(rows: str, held_out: str, seeds: str) -> Plan:
     if len(set(names)) != len(names):
         msg = f"--rows: expected each row once, found '{rows}'."
         raise ConfigError(msg)
-    return Plan(names, held_out, tuple(map(int, words)))
+    return Plan(names, held_out, tuple(map(int, words)), inversion_images)
 
 
 def run(
@@ -97,7 +99,7 @@ def run(
     """Make the images and train the students that are not there yet.
 
     Every made set has as many images a class as there are real train images a class, so that all students take
-    the same number of steps.
+    the same number of steps; inversion rows have fewer where the plan says so.
 
     Args:
         config: data, teacher, student, training and synthesis.
@@ -153,7 +155,10 @@ def _rows(
     for seed in plan.seeds:
         for name in plan.rows:
             learning.live.say(f"{name}, seed {seed}")
-            row = dataclasses.replace(learning, config=_configured(config, name, seed, per_class))
+            count = per_class
+            if name.startswith("inversion-") and plan.inversion_images is not None:
+                count = plan.inversion_images
+            row = dataclasses.replace(learning, config=_configured(config, name, seed, count))
             method: MethodName = BASELINE if name == BASELINE else synthesising.METHOD
             if name in (BASELINE, REAL):
                 seen, described = images.train, MadeImages(len(images.train))
@@ -208,6 +213,8 @@ def command_line(
     if dataset is not None:
         words += ["--dataset", Path(dataset).name]
     words += ["--held-out", plan.held_out, "--seeds", ",".join(map(str, plan.seeds))]
+    if plan.inversion_images is not None:
+        words += ["--inversion-images", str(plan.inversion_images)]
     if plan.rows != ROWS:
         words += ["--rows", ",".join(plan.rows)]
     if config is not None:

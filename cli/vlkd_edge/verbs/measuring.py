@@ -187,6 +187,9 @@ def bench_data_free(
     rows: Annotated[
         str | None, typer.Option(help="Rows, with commas between them; all there are if absent.")
     ] = None,
+    inversion_images: Annotated[
+        int | None, typer.Option(min=2, help="Images a class of the inversion rows, which are dear.")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="vlkd.toml or a recipe; the demo's if absent.")
     ] = None,
@@ -206,7 +209,7 @@ def bench_data_free(
     from .. import config as configuration
     from ..datafree import ROWS, command_line, parse_plan, run, write
 
-    plan = parse_plan(rows if rows is not None else ",".join(ROWS), held_out, seeds)
+    plan = parse_plan(rows if rows is not None else ",".join(ROWS), held_out, seeds, inversion_images)
     settings = [*(setting or []), *([f"data.root={dataset}"] if dataset is not None else [])]
     loaded = configuration.load(config, [], settings)
     words = command_line(plan, config, setting or [], note or [], dataset)
