@@ -19,7 +19,7 @@ from vlkd_distill.teacher_names import check_name, form_of
 from vlkd_runtime.errors import ConfigError, UnavailableError
 from vlkd_runtime.vectors import ClassVectors
 
-from . import learn, reporting, sharded, ship, synthesising, teach
+from . import learn, reporting, sharded, ship, synthesising, teach, virtualising
 from .bundling import Places, write
 from .config import Config
 from .facts import Facts, Images, contract
@@ -62,6 +62,7 @@ def check_beforehand(config: Config) -> None:
     check_name(config.teacher.model)
     learn.chosen_templates(config)
     learn.check_domains(config)
+    virtualising.check(config)
     if config.data.root != "demo" and not lies_in_shards(config):
         dataset = learn.scan(config)
         free = config.distill.method == synthesising.METHOD
@@ -113,6 +114,9 @@ def _build(config: Config, target: Target, workspace: Workspace, live: Live, con
         usable = sharded.to_calibrate_with(learning, usable)
     if lies_in_shards(config):
         images = dataclasses.replace(images, guarded=sharded.files(learning, images.guarded))
+    if not config.data.held_out:
+        drawn = virtualising.samples(config, workspace, live, images.test)
+        images = dataclasses.replace(images, guarded=drawn)
     shared = ship.Shipping(config, workspace, live, learning.spec, vectors)
     student = graphs[config.distill.method]
     erm_rows = shared.read(shared.predictions(BASELINE, graphs[BASELINE], images.test))
@@ -142,7 +146,7 @@ def _build(config: Config, target: Target, workspace: Workspace, live: Live, con
         Places.of(workspace.root, config.name, target.name).clear()
         return reporting.finish(facts, workspace, None, None, console)
     floating = student.folder / "model.onnx"
-    bundle = write(shared, target, compressed.trials[-1], floating, usable, facts, workspace.root)
+    bundle = write(shared, target, compressed.shown, floating, usable, facts, workspace.root)
     measured, latency = ship.measure_shipped(
         shared, bundle.folder, bundle.digest, images.test, _stable(facts.machine)
     )
@@ -161,6 +165,8 @@ def _contract(
         guarded=len(images.guarded),
     )
     banner = dataclasses.replace(made, counts=counts).banner()
+    if not config.data.held_out:
+        banner = (*banner, virtualising.contract(config, len(images.test)))
     if config.distill.method == synthesising.METHOD:
         return (
             *banner,

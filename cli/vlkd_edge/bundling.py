@@ -96,6 +96,7 @@ def write(
             "candidate": chosen.candidate.name,
             "verdict": chosen.verdict.verdict,
             "reason": chosen.verdict.reason,
+            "virtual": chosen.verdict.comparison.virtual,
             "domains": {name: dataclasses.asdict(drop) for name, drop in chosen.verdict.domains.items()},
             "flip_rate": chosen.verdict.flip_rate,
         },

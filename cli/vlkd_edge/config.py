@@ -33,7 +33,7 @@ class DataConfig:
     Attributes:
         root: ``demo``, a folder laid out as ``<domain>/<class>/<image>``, or ``wds:<pattern>`` for WebDataset
             shards named ``<domain>-<number>.tar``.
-        held_out: domains kept for the guard and the report.
+        held_out: domains kept for the guard and the report; none lets the guard judge on virtual domains.
         domains: take only these domains of the folder; all when empty.
         classes: class names in label order; the folder names, sorted, when empty.
         stand_in: a sentence shown beside every number, if the data stand in for something else.
@@ -124,6 +124,8 @@ class GuardConfig:
         rejection_points: budget of the drop in AUROC of telling known classes from absent ones; the same.
         confidence: of the bounds, 0.5 to 1.
         early_stop: stop asking a candidate as soon as its verdict is clear; the error rate stays the same.
+        virtual: families of virtual domains, drawn from the source domains' test images where none is held out.
+        severities: of the corruptions among them, 1 to 5.
     """
 
     worst_points: float = 1.0
@@ -133,6 +135,16 @@ class GuardConfig:
     rejection_points: float | None = None
     confidence: float = 0.95
     early_stop: bool = True
+    virtual: tuple[Literal["noise", "blur", "weather", "digital", "sketch", "painting", "grey"], ...] = (
+        "noise",
+        "blur",
+        "weather",
+        "digital",
+        "sketch",
+        "painting",
+        "grey",
+    )
+    severities: tuple[int, ...] = (1, 2, 3)
 
     def budget(self) -> GuardBudget:
         """What the guard is told."""
@@ -317,6 +329,11 @@ def _check(config: Config) -> list[str]:
             f"distill: expected one of {', '.join(weights)} above 0, found none: vlm-ood needs a loss."
         )
     devices.from_tables(config.targets, errors)
+    guard = config.guard
+    if not guard.virtual or len(set(guard.virtual)) != len(guard.virtual):
+        errors.append(f"guard.virtual: expected at least one, each once, found {list(guard.virtual)}.")
+    if not guard.severities or not set(guard.severities) <= set(range(1, 6)):
+        errors.append(f"guard.severities: expected numbers from 1 to 5, found {list(guard.severities)}.")
     candidates = config.compress.candidates
     if not candidates or len(set(candidates)) != len(candidates):
         errors.append(f"compress.candidates: expected at least one, each once, found {list(candidates)}.")

@@ -71,7 +71,7 @@ def assemble(
         )
         for trial in compressed.trials
     ]
-    shown = next((t for t in compressed.trials if t.candidate is compressed.chosen), compressed.trials[-1])
+    shown = compressed.shown
     label = (
         f"this CPU, ONNX Runtime, {config.bench.threads} thread{'s' * (config.bench.threads > 1)}, one prepared "
         f"image a call; not the {facts.target.title}"

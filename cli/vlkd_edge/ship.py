@@ -107,6 +107,11 @@ class Compressed:
     trials: tuple[Trial, ...]
     budget: GuardBudget
 
+    @property
+    def shown(self) -> Trial:
+        """The trial that the report is about: the chosen one's, or the last."""
+        return next((trial for trial in self.trials if trial.candidate is self.chosen), self.trials[-1])
+
 
 def compress(
     ship: Shipping,

@@ -21,6 +21,9 @@ from vlkd_runtime.errors import ConfigError, DataError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
 
+ONE_DOMAIN = "images"
+"""Name of the only domain of a folder that has none."""
+
 Split = Literal["train", "test"]
 
 
@@ -74,25 +77,20 @@ def source_domains(
 
     Args:
         domains: all there are.
-        held_out: those that nothing may learn from.
+        held_out: those that nothing may learn from; there may be none.
         where: what to call the data set in messages.
         needed: whether there must be one to train on.
 
     Raises:
-        ConfigError: a held-out domain does not exist, none is named, or no source domain is left.
+        ConfigError: a held-out domain does not exist, or no source domain is left.
     """
     listed = ", ".join(domains)
-    if not held_out:
-        msg = (
-            f"Expected at least one held-out domain, found none. The domains in {where} are {listed}: set "
-            "data.held_out to one of them."
-        )
-        raise ConfigError(msg)
     for name in held_out:
         if name not in domains:
             near = difflib.get_close_matches(name, domains, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
-            msg = f"data.held_out names the domain '{name}', but the domains in {where} are {listed}.{hint}"
+            only = " With one domain, hold none out: data.held_out = []." if len(domains) == 1 else ""
+            msg = f"data.held_out names the domain '{name}', but the domains in {where} are {listed}.{hint}{only}"
             raise ConfigError(msg)
     left = tuple(domain for domain in domains if domain not in held_out)
     if needed and not left:
@@ -113,6 +111,8 @@ def content_key(samples: Iterable[Sample]) -> str:
 def scan(root: Path, *, domains: Sequence[str] = (), classes: Sequence[str] = ()) -> DomainDataset:
     """Read a DomainBed folder ``root/<domain>/<class>/<file>``; no image is opened.
 
+    A folder ``root/<class>/<file>`` is read as one domain, `ONE_DOMAIN`.
+
     Args:
         root: the folder.
         domains: take only these domains; all of them when empty.
@@ -127,7 +127,9 @@ def scan(root: Path, *, domains: Sequence[str] = (), classes: Sequence[str] = ()
             "to a folder laid out as <domain>/<class>/<image>."
         )
         raise DataError(msg)
-    found = tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != "."))
+    found = _folders(root)
+    if _is_flat(root, found):
+        return _scan_flat(root, found, domains, classes)
     chosen = tuple(domains) or found
     missing = [name for name in chosen if name not in found]
     if missing or not chosen:
@@ -153,6 +155,34 @@ def scan(root: Path, *, domains: Sequence[str] = (), classes: Sequence[str] = ()
         )
         raise DataError(msg)
     return DomainDataset(root, names, chosen, tuple(samples))
+
+
+def _folders(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."))
+
+
+def _is_flat(root: Path, found: Sequence[str]) -> bool:
+    """Whether the folders below hold images and no folders: classes then, and no domains."""
+    return len(found) > 1 and all(_images(root / name) and not _folders(root / name) for name in found)
+
+
+def _scan_flat(
+    root: Path, found: Sequence[str], domains: Sequence[str], classes: Sequence[str]
+) -> DomainDataset:
+    names = tuple(classes) or tuple(found)
+    missing = [name for name in names if name not in found]
+    if missing or tuple(domains) not in ((), (ONE_DOMAIN,)):
+        msg = (
+            f"{root} is laid out as <class>/<image>, so its classes are {', '.join(found)} and its one domain is "
+            f"'{ONE_DOMAIN}': found data.classes = {list(classes)} and data.domains = {list(domains)}."
+        )
+        raise DataError(msg)
+    samples = [
+        Sample(path, f"{ONE_DOMAIN}/{name}/{path.name}", ONE_DOMAIN, label)
+        for label, name in enumerate(names)
+        for path in _images(root / name)
+    ]
+    return DomainDataset(root, names, (ONE_DOMAIN,), tuple(samples))
 
 
 def _class_names(root: Path, domains: Sequence[str]) -> tuple[str, ...]:

@@ -202,7 +202,7 @@ class DataContract:
             "where a stage trains on cached features.",
             "clean_cached": "The teacher embeds each image once, as it is.",
         }[self.teacher_views]
-        counts, held_out = self.counts, ", ".join(self.held_out) or "none"
+        counts, held_out = self.counts, ", ".join(self.held_out)
         chosen = (
             f"{counts.selection} images of the same domains" if counts.selection else "no image: the last one"
         )
@@ -213,7 +213,9 @@ class DataContract:
             f"labels {_used(self.labels)}, unlabelled images {_used(self.unlabelled)}.{bad}",
             views,
             f"Checkpoint chosen by {chosen}.",
-            f"Held out: {held_out}. Training, calibration and selection never open these images.",
+            f"Held out: {held_out}. Training, calibration and selection never open these images."
+            if self.held_out
+            else "Held out: no domain.",
         ]
         if counts.calibration:
             lines.append(

@@ -53,7 +53,6 @@ def test_no_held_out_image_is_in_any_source_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("held_out", "message"),
     [
-        pytest.param([], "at least one held-out domain, found none", id="none"),
         pytest.param(["sketchy"], "names the domain 'sketchy'.*Did you mean 'sketch'", id="typo"),
         pytest.param(["photo", "sketch"], "leave at least one to train on", id="all"),
     ],
@@ -61,6 +60,24 @@ def test_no_held_out_image_is_in_any_source_split(tmp_path: Path) -> None:
 def test_impossible_held_out_domains(tmp_path: Path, held_out: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         data.scan(world(tmp_path)).sources(held_out)
+
+
+def test_no_held_out_domain_leaves_every_one_to_learn_from(tmp_path: Path) -> None:
+    assert data.scan(world(tmp_path)).sources([]) == ("photo", "sketch")
+
+
+def test_a_folder_of_classes_is_one_domain(tmp_path: Path) -> None:
+    world(tmp_path, ("photo",), count=3)
+    flat = data.scan(tmp_path / "photo")
+    assert flat.domains == (data.ONE_DOMAIN,) and flat.sources([]) == (data.ONE_DOMAIN,)
+    nested = data.scan(tmp_path)
+    assert flat.classes == nested.classes
+    assert [s.path for s in flat.samples] == [s.path for s in nested.samples]
+    assert all(s.image.startswith(f"{data.ONE_DOMAIN}/") for s in flat.samples)
+    with pytest.raises(ConfigError, match=r"'sketch'.*With one domain, hold none out: data.held_out = \[\]"):
+        flat.sources(["sketch"])
+    with pytest.raises(DataError, match="its one domain is 'images'"):
+        data.scan(tmp_path / "photo", domains=["photo"])
 
 
 def test_missing_folder(tmp_path: Path) -> None:

@@ -116,6 +116,8 @@ def headline(report: BuildReport) -> str:
     """Return the report's one sentence."""
     *first, last = report.held_out or ("held-out data",)
     where = f"{', '.join(first)} and {last}" if first else last
+    if report.guard is not None and report.guard.comparison.virtual:
+        where = "virtual domains"
     if report.preflight.verdict == "fail":
         return f"{report.preflight.engine} refuses the graph; the bundle must not ship"
     if report.guard is None:
