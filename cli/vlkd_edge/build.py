@@ -19,7 +19,7 @@ from vlkd_distill.teacher_names import check_name, form_of
 from vlkd_runtime.errors import ConfigError, UnavailableError
 from vlkd_runtime.vectors import ClassVectors
 
-from . import learn, reporting, sharded, ship, synthesising, teach, virtualising
+from . import evidence, learn, reporting, sharded, ship, synthesising, teach, virtualising
 from .bundling import Places, write
 from .config import Config
 from .facts import Facts, Images, contract
@@ -126,6 +126,7 @@ def _build(config: Config, target: Target, workspace: Workspace, live: Live, con
     }
     reference = tuple(answers[sample.image] for sample in images.guarded)
     compressed = ship.compress(shared, student, reference, images.guarded, usable)
+    evidence.write(workspace.root / "guard", reference, compressed.trials, vectors.names)
     facts = Facts(
         config=config,
         target=target,
