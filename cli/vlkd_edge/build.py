@@ -62,6 +62,7 @@ def check_beforehand(config: Config) -> None:
     check_name(config.teacher.model)
     learn.chosen_templates(config)
     learn.check_domains(config)
+    learn.absent(config)
     virtualising.check(config)
     if config.data.root != "demo" and not lies_in_shards(config):
         dataset = learn.scan(config)
@@ -117,6 +118,7 @@ def _build(config: Config, target: Target, workspace: Workspace, live: Live, con
     if not config.data.held_out:
         drawn = virtualising.samples(config, workspace, live, images.test)
         images = dataclasses.replace(images, guarded=drawn)
+    images = dataclasses.replace(images, guarded=(*images.guarded, *learn.absent(config)))
     shared = ship.Shipping(config, workspace, live, learning.spec, vectors)
     student = graphs[config.distill.method]
     erm_rows = shared.read(shared.predictions(BASELINE, graphs[BASELINE], images.test))

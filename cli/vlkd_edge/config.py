@@ -36,6 +36,7 @@ class DataConfig:
         held_out: domains kept for the guard and the report; none lets the guard judge on virtual domains.
         domains: take only these domains of the folder; all when empty.
         classes: class names in label order; the folder names, sorted, when empty.
+        unknown: folder of images that show none of the classes, for the guard's rejection of unknowns; none when empty.
         stand_in: a sentence shown beside every number, if the data stand in for something else.
         demo_images: images of each class that the demo world renders in each source style.
         demo_held_out_images: the same for each held-out style; the guard needs enough of them to decide.
@@ -46,6 +47,7 @@ class DataConfig:
     held_out: tuple[str, ...] = ("sketch",)
     domains: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
+    unknown: str = ""
     stand_in: str = ""
     demo_images: int = 20
     demo_held_out_images: int = 300
@@ -334,6 +336,10 @@ def _check(config: Config) -> list[str]:
         errors.append(f"guard.virtual: expected at least one, each once, found {list(guard.virtual)}.")
     if not guard.severities or not set(guard.severities) <= set(range(1, 6)):
         errors.append(f"guard.severities: expected numbers from 1 to 5, found {list(guard.severities)}.")
+    if guard.rejection_points is not None and not config.data.unknown:
+        errors.append(
+            "guard.rejection_points: expected images of absent classes in data.unknown, found no folder."
+        )
     candidates = config.compress.candidates
     if not candidates or len(set(candidates)) != len(candidates):
         errors.append(f"compress.candidates: expected at least one, each once, found {list(candidates)}.")

@@ -162,6 +162,15 @@ def check_domains(config: Config) -> None:
     domain_data.source_domains(domains(config), config.data.held_out, where, needed=needed)
 
 
+def absent(config: Config) -> tuple[Sample, ...]:
+    """Images that show none of the classes, if the configuration names any.
+
+    Raises:
+        DataError: the folder is missing or holds no image.
+    """
+    return domain_data.scan_absent(Path(config.data.unknown)) if config.data.unknown else ()
+
+
 def dataset(learning: Learning) -> domain_data.DomainDataset:
     """Read the data folder or the shards, or render the demo world and read that."""
     config = learning.config.data

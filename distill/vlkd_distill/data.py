@@ -16,13 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vlkd_bench.samples import Sample
+from vlkd_bench.samples import ABSENT, Sample
 from vlkd_runtime.errors import ConfigError, DataError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
 
 ONE_DOMAIN = "images"
 """Name of the only domain of a folder that has none."""
+
+UNKNOWN = "unknown"
+"""Domain of images that show none of the classes."""
 
 Split = Literal["train", "test"]
 
@@ -155,6 +158,22 @@ def scan(root: Path, *, domains: Sequence[str] = (), classes: Sequence[str] = ()
         )
         raise DataError(msg)
     return DomainDataset(root, names, chosen, tuple(samples))
+
+
+def scan_absent(root: Path) -> tuple[Sample, ...]:
+    """Read images that show none of the classes, from a folder and all below it; no image is opened.
+
+    Raises:
+        DataError: the folder is missing or holds no image.
+    """
+    folders = (root, *sorted(path for path in root.rglob("*") if path.is_dir())) if root.is_dir() else ()
+    files = [path for folder in folders for path in _images(folder)]
+    if not files:
+        msg = f"Expected a folder with images that show none of the classes at {root} (data.unknown), found none."
+        raise DataError(msg)
+    return tuple(
+        Sample(path, f"{UNKNOWN}/{path.relative_to(root).as_posix()}", UNKNOWN, ABSENT) for path in files
+    )
 
 
 def _folders(folder: Path) -> tuple[str, ...]:

@@ -77,6 +77,15 @@ def test_values_variables_and_overrides(tmp_path: Path) -> None:
         pytest.param("[data]\nheld_out = [1]", ["data.held_out: expected a string, found 1"], id="list item"),
         pytest.param("name = ''", ["name: expected letters"], id="empty name"),
         pytest.param(
+            "[guard]\nrejection_points = 2\nvirtual = []\nseverities = [6]",
+            [
+                "found no folder",
+                "guard.virtual: expected at least one",
+                "guard.severities: expected numbers from 1 to 5",
+            ],
+            id="guard",
+        ),
+        pytest.param(
             "[compress]\ncandidates = []", ["compress.candidates: expected at least one"], id="nothing to try"
         ),
         pytest.param("[data]\nroot = '${where}'", ["data.root: '${where}' names no variable"], id="variable"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from vlkd_bench.predictions import read_predictions
+from vlkd_bench.samples import ABSENT
 from vlkd_distill.data import ONE_DOMAIN, split_of
 from vlkd_distill.demo import write_world
 from vlkd_edge.__main__ import main
@@ -30,6 +32,7 @@ SETTINGS = (
     "compress.calibration_images=32",
     "guard.worst_points=80",
     "guard.mean_points=80",
+    "guard.rejection_points=90",
     'guard.virtual=["grey", "noise"]',
     "bench.samples=50",
 )
@@ -40,7 +43,9 @@ DOMAINS = {"virtual-grey", "virtual-noise"}
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     root = tmp_path_factory.mktemp("flat")
     write_world(root / "world", per_class={"photo": 20}, seed=3)
+    shutil.move(root / "world" / "photo" / "guitar", root / "unknown")
     words = ["build", "--out", str(root / "out"), "--json", "--set", f"data.root={root / 'world' / 'photo'}"]
+    words += ["--set", f"data.unknown={root / 'unknown'}"]
     words += [word for setting in SETTINGS for word in ("--set", setting)]
     done = subprocess.run(
         [sys.executable, "-m", "vlkd_edge", *words], capture_output=True, text=True, check=False, timeout=900
@@ -52,6 +57,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
 def test_every_verdict_and_report_names_the_virtual_domains(built: tuple[Path, dict[str, Any]]) -> None:
     out, answer = built
     assert answer["guard"]["virtual"] is True and answer["guard"]["domains"].keys() == DOMAINS
+    assert answer["guard"]["unknowns"] == 20 and answer["guard"]["rejection"]["upper"] < 90
     assert "The domains are virtual" in answer["guard"]["reason"]
     assert answer["accuracy"]["held_out"] == [] and answer["accuracy"]["shipped"].keys() == {ONE_DOMAIN}
     assert any("virtual domains (grey, noise)" in line for line in answer["contract"])
@@ -66,7 +72,8 @@ def test_virtual_domains_are_drawn_from_test_images_alone(built: tuple[Path, dic
     out, _ = built
     names = Bundle.open(out / "bundle").manifest.classes
     rows = read_predictions(out / "guard" / "reference.jsonl", names)
-    tests = {row.source for row in rows}
+    tests = {row.source for row in rows if row.label != ABSENT}
+    rows = tuple(row for row in rows if row.label != ABSENT)
     assert {row.domain for row in rows} == DOMAINS and len(rows) == 2 * len(tests)
     assert tests and all(split_of(image) == "test" for image in tests)
 
@@ -82,4 +89,6 @@ def test_the_stored_predictions_give_the_same_verdict(
         main()
     again = json.loads(capsys.readouterr().out)
     assert end.value.code == 0 and again == answer["guard"]
-    assert stored["answered"] == stored["images"] == again["images"] and stored["saved"] == 0
+    assert (
+        stored["answered"] == stored["images"] == again["images"] + again["unknowns"] and stored["saved"] == 0
+    )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vlkd_bench.samples import ABSENT
 from vlkd_distill import data
 from vlkd_runtime.errors import ConfigError, DataError
 
@@ -102,3 +103,17 @@ def test_one_class_is_no_classification(tmp_path: Path) -> None:
     (tmp_path / "photo" / "cat").mkdir(parents=True)
     with pytest.raises(DataError, match="at least two class folders"):
         data.scan(tmp_path)
+
+
+def test_images_of_absent_classes_are_read_from_a_folder_and_below(tmp_path: Path) -> None:
+    world(tmp_path / "other")
+    found = data.scan_absent(tmp_path)
+    assert {sample.label for sample in found} == {ABSENT} and {sample.domain for sample in found} == {
+        "unknown"
+    }
+    assert found[0].image == "unknown/other/photo/cat/0.png" and found[0].path.is_file()
+    assert len(found) == len(data.scan(tmp_path / "other").samples) == len({s.image for s in found})
+    (tmp_path / "empty").mkdir()
+    for missing in ("empty", "nowhere"):
+        with pytest.raises(DataError, match=r"show none of the classes at .*found none"):
+            data.scan_absent(tmp_path / missing)
