@@ -57,6 +57,7 @@ def write(
     """
     vectors, kind = ship.vectors, precision(chosen.candidate)
     size, classes = ship.config.student.image_size, len(vectors.names)
+    held_out = ship.config.data.held_out
     samples, float_gap = golden(ship, chosen.candidate.path, floating, train)
     shares = _SMALLEST_GAP_SHARE * vectors.logit_scale, _LARGEST_GAP_SHARE * vectors.logit_scale
     draft = ManifestDraft(
@@ -80,7 +81,7 @@ def write(
             "teacher fingerprint": vectors.teacher_fingerprint,
             "student": ship.config.student.arch,
             "method": ship.config.distill.method,
-            "held out": ", ".join(ship.config.data.held_out),
+            **({"held out": ", ".join(held_out)} if held_out else {"guarded on": "virtual domains"}),
             "compression": "; ".join(chosen.candidate.steps),
         },
         stand_in=" ".join(facts.stand_ins) or None,
