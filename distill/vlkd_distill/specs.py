@@ -81,7 +81,7 @@ class Settings:
     proximity_weight: float = 1.0
     relation_weight: float = 0.0
     style_share: float = 0.5
-    styles: tuple[StyleName, ...] = ("pencil", "edges", "poster", "grey")
+    styles: tuple[StyleName, ...] = ("pencil", "edges", "poster", "grey", "paint", "palette")
     teacher_view: TeacherView = "same_aug"
     batch_norm: Literal["train", "frozen"] = "frozen"
     precision: Literal["auto", "float32"] = "float32"
