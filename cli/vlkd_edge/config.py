@@ -212,11 +212,15 @@ class Config:
         return plain
 
 
+DEMO = Path(__file__).with_name("demo.toml")
+"""The recipe of a build without a configuration."""
+
+
 def load(path: Path | None, variables: Sequence[str] = (), settings: Sequence[str] = ()) -> Config:
     """Read a configuration.
 
     Args:
-        path: a TOML file; the demo's defaults when None.
+        path: a TOML file; every default when None.
         variables: ``name=value`` pairs that override the file's ``[vars]`` table.
         settings: ``section.key=value`` pairs that override anything; values are TOML, bare words are strings.
 

@@ -39,7 +39,8 @@ def build(
     if target is not None:
         settings.append(f'target="{target}"')
     try:
-        outcome = run(configuration.load(config, var or [], settings), out, cache or out / "cache", stderr())
+        loaded = configuration.load(config or configuration.DEMO, var or [], settings)
+        outcome = run(loaded, out, cache or out / "cache", stderr())
     except KeyboardInterrupt:
         print("Interrupted. What is finished is kept; the same command goes on.", file=sys.stderr)
         raise typer.Exit(130) from None
