@@ -203,6 +203,7 @@ class BenchRecord:
         accuracy: Accuracy by domain; None where no images were given.
         notes: What to know before believing the numbers.
         command: The command that measures again, without paths.
+        interleaved_with: Digest of the bundle whose processes took turns with this one's, or "".
     """
 
     when: str
@@ -219,6 +220,7 @@ class BenchRecord:
     accuracy: AccuracyRecord | None
     notes: tuple[str, ...]
     command: str
+    interleaved_with: str = ""
 
     @property
     def fingerprint(self) -> str:

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,8 @@ class Plan:
         image: Image file for the end-to-end time; the first golden image, as PNG, if None.
         throughput: Whether to measure throughput.
         power: Whether to measure power, where there is a sensor.
+        against: Another bundle whose processes take turns with this one's, so that what the machine does in the
+            meantime falls on both alike.
     """
 
     bundle: Path
@@ -71,11 +73,12 @@ class Plan:
     image: Path | None = None
     throughput: bool = True
     power: bool = True
+    against: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What the processes found."""
+    """What the processes found; `against` is what those of the other bundle found."""
 
     latency: Mapping[str, Timing]
     cold_start: ColdStart
@@ -83,6 +86,7 @@ class Measured:
     memory: MemoryUse
     power: PowerUse
     notes: tuple[str, ...]
+    against: Measured | None = None
 
 
 def run(
@@ -110,34 +114,50 @@ def run(
         limit = plan.max_seconds / plan.processes
         request = {**base, "action": "latency", "samples": samples, "max_seconds": limit}
         available = _available_bytes(root)
-        answers = []
+        answers, others = [], []
         with Watch(lambda: _available_bytes(root)) as watch:
             for number in range(1, plan.processes + 1):
                 progress(f"process {number} of {plan.processes}")
+                if plan.against is not None:
+                    others.append(start({**request, "bundle": str(plan.against)}, limit))
                 answers.append(start(request, limit))
-        latency: dict[str, Timing] = {name: _timing(name, answers, plan) for name in TIMED}
         power = PowerUse("", "", "not asked for")
         if plan.power:
             progress("power")
             load = {**base, "action": "load", "seconds": LOAD_SECONDS}
             power = measure_power(find_sensor(root, on_gpu=on_gpu), lambda: _load(load))
-        return Measured(
-            latency=latency,
-            cold_start=ColdStart(
-                total_ms=tuple(answer["total_ms"] for answer in answers),
-                load_ms=tuple(answer["load_ms"] for answer in answers),
-                first_call_ms=tuple(answer["first_call_ms"] for answer in answers),
-            ),
-            throughput=_throughput(base, plan, progress) if plan.throughput else (),
-            memory=MemoryUse(
-                peak_resident_bytes=tuple(answer["peak_resident_bytes"] for answer in answers),
-                available_before_bytes=available,
-                available_least_bytes=min(watch.values, default=None),
-                device_bytes=None,
-            ),
-            power=power,
-            notes=_notes(latency),
-        )
+        memory = available, min(watch.values, default=None)
+        other = _measured(others, plan, memory, PowerUse("", "", "not asked for"), ()) if others else None
+        rows = _throughput(base, plan, progress) if plan.throughput else ()
+        return replace(_measured(answers, plan, memory, power, rows), against=other)
+
+
+def _measured(
+    answers: Sequence[Mapping[str, Any]],
+    plan: Plan,
+    memory: tuple[int | None, int | None],
+    power: PowerUse,
+    rows: tuple[ThroughputRow, ...],
+) -> Measured:
+    """Put together what the processes of one bundle said."""
+    latency: dict[str, Timing] = {name: _timing(name, answers, plan) for name in TIMED}
+    return Measured(
+        latency=latency,
+        cold_start=ColdStart(
+            total_ms=tuple(answer["total_ms"] for answer in answers),
+            load_ms=tuple(answer["load_ms"] for answer in answers),
+            first_call_ms=tuple(answer["first_call_ms"] for answer in answers),
+        ),
+        throughput=rows,
+        memory=MemoryUse(
+            peak_resident_bytes=tuple(answer["peak_resident_bytes"] for answer in answers),
+            available_before_bytes=memory[0],
+            available_least_bytes=memory[1],
+            device_bytes=None,
+        ),
+        power=power,
+        notes=_notes(latency),
+    )
 
 
 def start(request: Mapping[str, Any], seconds: float) -> dict[str, Any]:

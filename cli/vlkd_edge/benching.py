@@ -12,7 +12,7 @@ from rich.console import Console
 
 from vlkd_bench.accuracydetail import AccuracyRecord, describe_accuracy
 from vlkd_bench.benchrecord import BenchRecord, BundleFacts, Setup
-from vlkd_bench.benchrun import Plan, run
+from vlkd_bench.benchrun import Measured, Plan, run
 from vlkd_bench.devicestate import read_state
 from vlkd_bench.machine import read_machine
 from vlkd_bench.predictions import PredictionRow, evaluate
@@ -47,8 +47,8 @@ class Request:
     root: Path = field(default=Path("/"))
 
 
-def bench(request: Request, console: Console) -> BenchRecord:
-    """Measure a bundle.
+def bench(request: Request, console: Console) -> tuple[BenchRecord, BenchRecord | None]:
+    """Measure a bundle, and the one it takes turns with if there is one.
 
     Raises:
         BundleError: The bundle is damaged.
@@ -81,31 +81,40 @@ def bench(request: Request, console: Console) -> BenchRecord:
             progress=progress,
         )
     after = read_state(request.root)
-    accuracy = _accuracy(request, opened, samples, live) if samples else None
-    record = BenchRecord(
-        when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        bundle=BundleFacts(
-            name=opened.manifest.name,
-            digest=opened.manifest.digest,
-            target=opened.manifest.target,
-            precision=precision,
-            size_bytes=sum(len(data) for data in opened.files.values()),
-            stand_in=opened.manifest.stand_in,
-        ),
-        setup=Setup(info.name, info.provider, info.version, plan.threads, info.batch),
-        machine=read_machine(request.root),
-        before=before,
-        after=after,
-        latency=measured.latency,
-        cold_start=measured.cold_start,
-        throughput=measured.throughput,
-        memory=measured.memory,
-        power=measured.power,
-        accuracy=accuracy,
-        notes=measured.notes,
-        command=request.command,
-    )
-    return replace(record, notes=(*record.notes, *record.disturbances, *_elsewhere(record)))
+    other = Bundle.open(plan.against) if plan.against is not None else None
+    machine, when = read_machine(request.root), datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+    def put_together(opened: Bundle, measured: Measured, partner: str) -> BenchRecord:
+        record = BenchRecord(
+            when=when,
+            bundle=BundleFacts(
+                name=opened.manifest.name,
+                digest=opened.manifest.digest,
+                target=opened.manifest.target,
+                precision=precision,
+                size_bytes=sum(len(data) for data in opened.files.values()),
+                stand_in=opened.manifest.stand_in,
+            ),
+            setup=Setup(info.name, info.provider, info.version, plan.threads, info.batch),
+            machine=machine,
+            before=before,
+            after=after,
+            latency=measured.latency,
+            cold_start=measured.cold_start,
+            throughput=measured.throughput,
+            memory=measured.memory,
+            power=measured.power,
+            accuracy=_accuracy(request, opened, samples, live) if samples else None,
+            notes=measured.notes,
+            command=request.command,
+            interleaved_with=partner,
+        )
+        return replace(record, notes=(*record.notes, *record.disturbances, *_elsewhere(record)))
+
+    record = put_together(opened, measured, other.manifest.digest if other else "")
+    if other is None or measured.against is None:
+        return record, None
+    return record, put_together(other, measured.against, opened.manifest.digest)
 
 
 def find_samples(request: Request, classes: Sequence[str]) -> tuple[Sample, ...]:

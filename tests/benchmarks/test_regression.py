@@ -100,12 +100,18 @@ def test_more_runs_of_the_baseline_widen_the_noise(record: Make, calls: Calls) -
     assert "noise of A/A runs" in by_name(report)["latency call p50"].reason
 
 
-def test_a_busy_machine_judges_what_nothing_disturbed(record: Make, calls: Calls) -> None:
-    now, before = record(calls(2.2, seed=1), interrupted=50), record(calls(2.0, seed=2))
-    metrics = by_name(assess(now, before))
+@pytest.mark.parametrize(("ms", "verdict"), [(2.2, "ok"), (4.0, "regression")])
+def test_a_busy_machine_still_tells_a_large_slowdown(
+    record: Make, calls: Calls, ms: float, verdict: str
+) -> None:
+    now, before = record(calls(ms, seed=1), interrupted=50), record(calls(2.0, seed=2))
+    report = assess(now, before)
+    metrics = by_name(report)
     assert metrics["latency call p50"].verdict == "inconclusive"
     assert "interrupted" in metrics["latency call p50"].reason
-    assert metrics["latency call p5"].verdict == "regression"
+    assert metrics["latency call p5"].verdict == report.verdict == verdict
+    quiet = by_name(assess(record(calls(ms, seed=1)), before))
+    assert quiet["latency call p5"].verdict == "not judged"
 
 
 def test_one_process_cannot_tell_its_noise(record: Make, calls: Calls) -> None:

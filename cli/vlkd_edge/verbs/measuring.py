@@ -37,6 +37,13 @@ def bench(
     throughput: Annotated[bool, typer.Option(help="Measure throughput by batch and by threads.")] = True,
     power: Annotated[bool, typer.Option(help="Measure power, where there is a sensor.")] = True,
     record: Annotated[Path | None, typer.Option(help="Append the record to this JSON-lines file.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Baseline's bundle: its processes take turns with this one's.")
+    ] = None,
+    against_record: Annotated[
+        Path | None,
+        typer.Option(help="Append that bundle's record to this file, as a baseline for 'report'."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a bundle on this machine: latency, cold start, memory, power, device state, accuracy by domain."""
@@ -45,10 +52,10 @@ def bench(
     from ..benching import Request, render
     from ..benching import bench as run
 
-    plan = Plan(bundle, engine, threads, samples, processes, max_seconds, image, throughput, power)
+    plan = Plan(bundle, engine, threads, samples, processes, max_seconds, image, throughput, power, against)
     chosen = tuple(word.strip() for word in domains.split(",") if word.strip())
     try:
-        result = run(
+        result, other = run(
             Request(
                 plan, data, chosen, choice("--split", split, ("all", "test")), command_words(sys.argv[1:])
             ),
@@ -61,6 +68,10 @@ def bench(
         from vlkd_bench.records import append
 
         append(record, result.to_record())
+    if against_record is not None and other is not None:
+        from vlkd_bench.records import append
+
+        append(against_record, other.to_record())
     if as_json:
         print(json.dumps(result.to_record().to_json(), allow_nan=False))
     else:
