@@ -244,7 +244,9 @@ def check_names(names: tuple[str, ...]) -> None:
 
 
 def _check_rows(vectors: npt.NDArray[np.float32], names: tuple[str, ...]) -> None:
-    norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    # Some patterns of NaN warn when they are widened; they are found below.
+    with np.errstate(invalid="ignore", over="ignore"):
+        norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
     # Written so that NaN counts as wrong.
     wrong = np.flatnonzero(~(np.abs(norms - 1.0) <= _NORM_TOLERANCE))
     if wrong.size:

@@ -66,6 +66,12 @@ def with_row(row: list[float]) -> np.ndarray:
         ),
         pytest.param({"vectors": with_row([0] * 5)}, "length 0 in row 1", id="zero-row"),
         pytest.param({"vectors": with_row([np.nan, 0, 0, 0, 0])}, "length nan in row 1", id="nan"),
+        # One that warns when it is widened.
+        pytest.param(
+            {"vectors": with_row(np.array([0x7F800001, 0, 0, 0, 0], np.uint32).view(np.float32))},
+            "length nan in row 1",
+            id="signalling-nan",
+        ),
         pytest.param({"vectors": with_row([np.inf, 0, 0, 0, 0])}, "length inf in row 1", id="inf"),
         pytest.param({"prompts": ((), ())}, "2 for 3 classes", id="prompts"),
         pytest.param({"logit_scale": 0.0}, "above 0, found 0", id="scale-zero"),

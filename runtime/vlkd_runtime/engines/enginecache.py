@@ -54,7 +54,8 @@ def prepare_cache(path: Path) -> Path:
         ConfigError: It cannot be made or written, or others may write to it.
     """
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.is_dir():
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = path.stat()
     except OSError as error:
         msg = f"{path}: cannot make the cache folder: {error.strerror}; set {VARIABLE} to another place"
@@ -161,7 +162,8 @@ def cpu_identity() -> str:
         first = []
     lines = [line for line in first if line.partition("\t")[0].strip() in wanted]
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-    return f"{platform.machine()} {platform.processor()} {digest}".replace("  ", " ")
+    # Not platform.processor(), which starts a process to find out.
+    return f"{platform.machine()} {digest}"
 
 
 def _read(path: Path, limit: int) -> bytes:

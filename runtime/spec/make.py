@@ -1,0 +1,128 @@
+"""Makes the golden vectors of the bundle format: what a reader in another language is held to.
+
+Example:
+    python runtime/spec/make.py            # writes beside itself
+
+- ``preprocess.safetensors``: for each case ``input.<n>`` and ``output.<n>``, U8 (H, W, 3), and in the metadata
+  ``spec.<n>``, the ``preprocess`` object as JSON;
+- ``decode/<name>.png`` with ``decode.safetensors``: the pixels that decoding gives, by name;
+- ``example.vlkd`` and ``example.pub``: a small signed bundle, and the key that signed it.
+
+The first two are the same bytes wherever they are made. The example holds what the network answered on the
+machine that made it, and is signed with a key that was thrown away.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from vlkd_runtime.atomic import write_bytes
+from vlkd_runtime.preprocess import PreprocessSpec, decode, prepare
+from vlkd_runtime.strictjson import compact
+from vlkd_runtime.tensorfile import write_tensors
+
+HERE = Path(__file__).parent
+# Width and height of the input, and what to do with it: enlarge, shrink, both, keep, and odd crops.
+CASES = (
+    (16, 12, PreprocessSpec(8, 8)),
+    (16, 12, PreprocessSpec(8, 8, interpolation="bicubic")),
+    (5, 7, PreprocessSpec(16, 16)),
+    (5, 7, PreprocessSpec(16, 11, interpolation="bicubic")),
+    (40, 9, PreprocessSpec(16, 16, "crop", 0.875, "bilinear")),
+    (9, 40, PreprocessSpec(16, 16, "crop", 0.875, "bicubic")),
+    (33, 31, PreprocessSpec(12, 20, "crop", 1.0, "bicubic")),
+    (8, 8, PreprocessSpec(8, 8)),
+    (8, 8, PreprocessSpec(8, 8, "crop", 0.5, "bilinear")),
+    (1, 1, PreprocessSpec(3, 4, interpolation="bicubic")),
+    (97, 3, PreprocessSpec(7, 5)),
+)
+GRAY_16, RGB, RGBA = (16, 0, 2), (8, 2, 3), (8, 6, 4)
+
+
+def pixels(seed: int, *shape: int) -> np.ndarray:
+    """Draw bytes with a generator anyone can write again: x becomes 69069 x + 1 modulo 2^32, the top byte counts."""
+    values = np.empty(int(np.prod(shape)), np.uint8)
+    state = seed
+    for index in range(values.size):
+        state = (state * 69069 + 1) & 0xFFFFFFFF
+        values[index] = state >> 24
+    return values.reshape(shape)
+
+
+def png(data: np.ndarray, kind: tuple[int, int, int], orientation: int = 1) -> bytes:
+    """Write rows of raw bytes as a PNG that is stored, not compressed, so that every writer gives these bytes."""
+    depth, colour, step = kind
+    height, width = data.shape[0], data.shape[1] // step
+    raw = b"".join(b"\0" + row.tobytes() for row in data)
+    stored = b"\x78\x01\x01" + struct.pack("<HH", len(raw), len(raw) ^ 0xFFFF) + raw
+    body = stored + struct.pack(">I", zlib.adler32(raw))
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))]
+    if orientation != 1:
+        tag = struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0)
+        chunks.append((b"eXIf", b"MM\0\x2a" + struct.pack(">IH", 8, 1) + tag + bytes(4)))
+    chunks += [(b"IDAT", body), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(part)) + name + part + struct.pack(">I", zlib.crc32(name + part))
+        for name, part in chunks
+    )
+
+
+def images() -> dict[str, bytes]:
+    """Small PNG files, one for each rule of decoding."""
+    colour = pixels(7, 6, 5 * 3)
+    return {
+        "gray-16": png(pixels(3, 6, 5 * 2), GRAY_16),
+        "alpha": png(pixels(5, 6, 5 * 4), RGBA),
+        **{f"orientation-{number}": png(colour, RGB, number) for number in range(1, 9)},
+    }
+
+
+def preprocess_vectors() -> bytes:
+    """Serialise the cases."""
+    tensors, metadata = {}, {}
+    for index, (width, height, spec) in enumerate(CASES):
+        source = pixels(index + 1, height, width, 3)
+        name = f"{index:02d}"
+        tensors[f"input.{name}"], tensors[f"output.{name}"] = source, prepare(source, spec)
+        metadata[f"spec.{name}"] = compact(spec.to_json())
+    return write_tensors(tensors, metadata)
+
+
+def decode_vectors(folder: Path) -> bytes:
+    """Serialise what decoding the files of a folder gives."""
+    return write_tensors({path.stem: np.asarray(decode(path)) for path in sorted(folder.glob("*.png"))}, {})
+
+
+def example(archive: Path, public: Path) -> None:
+    """Write a signed bundle and its key."""
+    sys.path.insert(0, str(HERE.parents[1] / "benchmarks"))
+    from tinymodel import tiny_bundle
+    from vlkd_runtime.bundle import pack, sign_bundle
+    from vlkd_runtime.signing import generate_keys
+
+    private_key, public_key = generate_keys()
+    with tempfile.TemporaryDirectory() as folder:
+        place = tiny_bundle(Path(folder) / "example")
+        sign_bundle(place, private_key)
+        pack(place, archive)
+    write_bytes(public, public_key)
+
+
+def main(place: Path = HERE) -> None:
+    """Write everything."""
+    (place / "decode").mkdir(parents=True, exist_ok=True)
+    for name, data in images().items():
+        write_bytes(place / "decode" / f"{name}.png", data)
+    write_bytes(place / "preprocess.safetensors", preprocess_vectors())
+    write_bytes(place / "decode.safetensors", decode_vectors(place / "decode"))
+    example(place / "example.vlkd", place / "example.pub")
+
+
+if __name__ == "__main__":
+    main()
