@@ -132,6 +132,7 @@ def main() -> None:
         line = {"case": number, "mutation": name, "outcome": outcome, "seconds": seconds, "finding": finding}
         channel.write(json.dumps(line) + "\n")
         channel.flush()
+    channel.close()
 
 
 if __name__ == "__main__":
