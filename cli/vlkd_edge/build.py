@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from vlkd_runtime.vectors import ClassVectors
 
 from . import evidence, learn, reporting, sharded, ship, synthesising, teach, virtualising
 from .bundling import Places, write
+from .climbing import recipes
 from .config import Config
 from .facts import Facts, Images, contract
 from .progress import Live
@@ -60,6 +62,7 @@ def check_beforehand(config: Config) -> None:
         UsageError: names what to change or install.
     """
     check_name(config.teacher.model)
+    recipes(config.compress.candidates, config.device())
     learn.chosen_templates(config)
     learn.check_domains(config)
     learn.absent(config)
@@ -127,7 +130,9 @@ def _build(config: Config, target: Target, workspace: Workspace, live: Live, con
         row.image: row for row in shared.read(shared.predictions("student", student, tuple(both.values())))
     }
     reference = tuple(answers[sample.image] for sample in images.guarded)
-    compressed = ship.compress(shared, student, reference, images.guarded, usable)
+    compressed = ship.compress(
+        shared, student, reference, images.guarded, usable, partial(learn.teacher_embeddings, learning)
+    )
     evidence.write(workspace.root / "guard", reference, compressed.trials, vectors.names)
     facts = Facts(
         config=config,

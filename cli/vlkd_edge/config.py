@@ -26,6 +26,18 @@ else:
     import tomli as tomllib
 
 
+CandidateName = Literal[
+    "int8-minmax",
+    "int8-entropy",
+    "int8-percentile",
+    "int8-mse",
+    "int8-dynamic",
+    "weights8",
+    "weights4",
+    "fp16",
+]
+
+
 @dataclass(frozen=True, slots=True)
 class DataConfig:
     """Where the images are and which domains nothing may learn from.
@@ -100,18 +112,26 @@ class StudentConfig:
 
 @dataclass(frozen=True, slots=True)
 class CompressConfig:
-    """What is tried to make the student smaller, boldest first.
+    """What is tried to make the student smaller, boldest first, and when the search ends.
 
     Attributes:
-        candidates: in the order in which the guard sees them.
+        candidates: in the order in which the guard sees them; what suits the target when empty. FP16 and
+            weight-only candidates come after the ranked ones.
+        rank: when the bold candidates fail, rank layers by their harm to the worst domain and put the worst
+            back to float; without, only the candidates are tried.
+        trials: most candidates that are tried.
+        minutes: after this long no further candidate is begun.
         calibration_images: train images of the source domains that set the scales.
+        calibration: ``even`` takes as many of each domain and class; ``coverage`` takes images that leave no
+            part of the teacher's embedding space uncovered.
     """
 
-    candidates: tuple[Literal["int8-entropy", "int8-percentile", "int8-minmax", "fp16"], ...] = (
-        "int8-percentile",
-        "fp16",
-    )
+    candidates: tuple[CandidateName, ...] = ()
+    rank: bool = True
+    trials: int = 8
+    minutes: float = 30.0
     calibration_images: int = 256
+    calibration: Literal["even", "coverage"] = "even"
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,6 +325,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "synthesis.diffusion.guidance": (0, 100),
     "synthesis.diffusion.batch": (1, 1024),
     "compress.calibration_images": (32, 100_000),
+    "compress.trials": (1, 1000),
+    "compress.minutes": (0, 100_000),
     "guard.worst_points": (0, 100),
     "guard.mean_points": (0, 100),
     "guard.flip_points": (0, 100),
@@ -345,8 +367,8 @@ def _check(config: Config) -> list[str]:
             "guard.rejection_points: expected images of absent classes in data.unknown, found no folder."
         )
     candidates = config.compress.candidates
-    if not candidates or len(set(candidates)) != len(candidates):
-        errors.append(f"compress.candidates: expected at least one, each once, found {list(candidates)}.")
+    if len(set(candidates)) != len(candidates):
+        errors.append(f"compress.candidates: expected each once, found {list(candidates)}.")
     return errors + _check_synthesis(config.synthesis)
 
 

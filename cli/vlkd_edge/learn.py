@@ -25,6 +25,9 @@ from .progress import Live
 from .stages import StageResult, Workspace, versions
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from vlkd_distill.teachers import OpenClipTeacher, Teacher
 
 
@@ -303,6 +306,14 @@ def teacher_predictions(
 
     inputs = {"teacher": teacher, "vectors": vectors.key, "images": domain_data.content_key(samples)}
     return learning.workspace.stage("teacher", inputs | versions("torch", "open_clip_torch"), work)
+
+
+def teacher_embeddings(learning: Learning, samples: Sequence[Sample]) -> npt.NDArray[np.float32]:
+    """The teacher's unit embeddings ``(N, D)`` of some images, from the cache where it has them."""
+    from vlkd_distill.embeddings import embed
+
+    with learning.live.task("asking the teacher", len(samples)) as advance:
+        return embed(learning.teacher(), samples, learning.workspace.cache / "embeddings", advance)
 
 
 def load_vectors(stage: StageResult) -> ClassVectors:

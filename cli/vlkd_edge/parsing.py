@@ -11,6 +11,8 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
+from vlkd_runtime.errors import ConfigError
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -127,3 +129,21 @@ def nearest(name: str, known: Any) -> str:
     """A hint at the known word that a mistyped one may stand for, or nothing."""
     near = difflib.get_close_matches(name, [str(item) for item in known], n=1)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The words of a list with commas."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def numbers(text: str, option: str) -> tuple[float, ...]:
+    """The numbers of a list with commas.
+
+    Raises:
+        ConfigError: one of them is no number.
+    """
+    try:
+        return tuple(float(word) for word in words(text))
+    except ValueError:
+        msg = f"Expected numbers with commas between them for {option}, found '{text}'."
+        raise ConfigError(msg) from None

@@ -7,9 +7,8 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,21 +17,23 @@ from vlkd_bench.latency import LatencyStats, measure
 from vlkd_bench.paired import GuardBudget
 from vlkd_bench.predictions import PredictionRow, evaluate, read_predictions, write_predictions
 from vlkd_bench.samples import Sample
-from vlkd_compress.guard import Candidate, Trial, guard_candidates
+from vlkd_compress import record
+from vlkd_compress.calibration import select_by_coverage, select_calibration
+from vlkd_compress.guard import Candidate, Trial
+from vlkd_compress.ladder import Climb, Limits
 from vlkd_distill.data import content_key
 from vlkd_runtime import Classifier
-from vlkd_runtime.atomic import write_text
+from vlkd_runtime.atomic import write_bytes, write_text
 from vlkd_runtime.bundle import Bundle
+from vlkd_runtime.errors import GuardError
 from vlkd_runtime.golden import Golden
 from vlkd_runtime.preprocess import PreprocessSpec, prepare
 from vlkd_runtime.vectors import ClassVectors
 
+from .climbing import Climber, Task, dialect_of, recipes
 from .config import Config
 from .progress import Live
 from .stages import StageResult, Workspace, versions
-
-if TYPE_CHECKING:
-    from vlkd_compress.ranges import Method
 
 GOLDEN_IMAGES = 8
 PREFLIGHT_PACKAGES = ("onnxruntime-ep-nv-tensorrt-rtx-cu13", "tensorrt-cu13-bindings", "onnxruntime", "onnx")
@@ -96,16 +97,18 @@ class Compressed:
     """What compression came to.
 
     Attributes:
-        chosen: the first candidate that passed the guard; None when none did.
+        chosen: the candidate that may ship; None when none passed.
         key: key of the stage that made it.
         trials: every candidate that was judged.
         budget: what was allowed.
+        climb: all that was tried, refused candidates included.
     """
 
     chosen: Candidate | None
     key: str
     trials: tuple[Trial, ...]
     budget: GuardBudget
+    climb: Climb
 
     @property
     def shown(self) -> Trial:
@@ -119,8 +122,9 @@ def compress(
     reference: Sequence[PredictionRow],
     guarded: Sequence[Sample],
     calibration: Sequence[Sample],
+    embed: Callable[[Sequence[Sample]], npt.NDArray[np.float32]],
 ) -> Compressed:
-    """Try candidates, boldest first, until the guard lets one pass.
+    """Climb down the ladder, boldest candidate first, until the guard lets one pass; keep the record.
 
     Args:
         ship: shared things.
@@ -128,85 +132,75 @@ def compress(
         reference: the float graph's predictions on the guarded images.
         guarded: every image of the held-out domains.
         calibration: train images of the source domains.
+        embed: the teacher's embeddings of some of them, asked for if calibration is chosen by coverage.
+
+    Raises:
+        GuardError: no candidate came as far as the guard.
     """
-    makers: dict[Path, Callable[[], StageResult]] = {}
-    candidates = []
-    for name in ship.config.compress.candidates:
-        inputs, work = _candidate(ship, name, floating, calibration)
-        path = ship.workspace.place(f"candidate-{name}", inputs)[1] / "model.onnx"
-        makers[path] = cache(partial(ship.workspace.stage, f"candidate-{name}", inputs, work))
-        candidates.append(Candidate(name, path, (describe(name, ship.config),)))
-    names = {candidate.path: candidate.name for candidate in candidates}
-    by_name = {sample.image: sample for sample in guarded}
-
-    def answers(path: Path, images: Sequence[str], /) -> Sequence[PredictionRow]:
-        asked = [by_name[image] for image in images]
-        return ship.read(ship.predictions(names[path], makers[path](), asked))
-
-    budget, early = ship.config.guard.budget(), ship.config.guard.early_stop
-    outcome = guard_candidates(reference, candidates, answers, budget, early=early)
-    for trial in outcome.trials:
-        early_stop = f" ({len(trial.rows)} of {trial.images} images sufficed)" if trial.saved else ""
-        ship.live.say(
-            f"guard: {trial.candidate.name}: {trial.verdict.verdict}{early_stop}. {trial.verdict.reason}"
-        )
-    key = outcome.chosen.path.parent.name if outcome.chosen is not None else ""
-    return Compressed(outcome.chosen, key, outcome.trials, outcome.budget)
-
-
-def describe(name: str, config: Config) -> str:
-    """What a candidate's name stands for, in words."""
-    if name == "fp16":
-        return "float16 weights and activations; embedding norm and class-vector product in float32"
-    return (
-        f"INT8 QDQ in TensorRT's dialect, {name.partition('-')[2]} calibration on "
-        f"{config.compress.calibration_images} images; projection and class-vector product in float32"
-    )
-
-
-def _candidate(
-    ship: Shipping, name: str, floating: StageResult, calibration: Sequence[Sample]
-) -> tuple[dict[str, Any], Callable[[Path], None]]:
-    """Inputs and work of the stage that makes a candidate."""
     config = ship.config
+    model = floating.folder / "model.onnx"
+    target = config.device()
+    task = Task(
+        model=model,
+        key=floating.key,
+        spec=ship.spec,
+        names=ship.vectors.names,
+        logit_scale=ship.vectors.logit_scale,
+        dialect=dialect_of(target),
+        calibration=_calibration(ship, calibration, embed),
+        guarded=tuple(guarded),
+        reference=tuple(reference),
+        threads=config.bench.threads,
+    )
+    climber = Climber(task, ship.workspace, ship.live)
+    settings = config.compress
+    climb = climber.run(
+        recipes(settings.candidates, target),
+        config.guard.budget(),
+        Limits(settings.trials, settings.minutes),
+        ranked=settings.rank,
+        early=config.guard.early_stop,
+    )
+    size, root = model.stat().st_size, ship.workspace.root
+    write_text(root / "ladder.json", json.dumps(record.as_json(climb, climber.ranking), indent=1) + "\n")
+    write_text(root / "ladder.md", record.markdown(climb, size, climber.ranking))
+    write_bytes(root / "ladder.png", record.picture(climb, size))
+    outcome = climb.outcome
+    if not outcome.trials:
+        raise GuardError(climb.explain())
+    key = outcome.chosen.path.parent.name if outcome.chosen is not None else ""
+    return Compressed(outcome.chosen, key, outcome.trials, outcome.budget, climb)
+
+
+def _calibration(
+    ship: Shipping,
+    samples: Sequence[Sample],
+    embed: Callable[[Sequence[Sample]], npt.NDArray[np.float32]],
+) -> tuple[Sample, ...]:
+    """Choose the images that set the scales."""
+    config = ship.config
+    count, seed, held_out = config.compress.calibration_images, config.distill.seed, config.data.held_out
+    if config.compress.calibration == "even":
+        return select_calibration(samples, count, seed=seed, forbidden_domains=held_out)
 
     def work(folder: Path) -> None:
-        _rewrite(ship, name, floating.folder / "model.onnx", folder / "model.onnx", calibration)
+        chosen = select_by_coverage(samples, embed(samples), count, seed=seed, forbidden_domains=held_out)
+        write_text(folder / "images.json", json.dumps([sample.image for sample in chosen]))
 
     inputs = {
-        "candidate": name,
-        "model": floating.key,
-        "calibration": content_key(calibration),
-        "calibration_images": config.compress.calibration_images,
-        **versions("onnx", "onnxruntime", "pillow", "vlkd-edge"),
+        "images": content_key(samples),
+        "teacher": ship.vectors.teacher_fingerprint,
+        "count": count,
+        "seed": seed,
     }
-    return inputs, work
-
-
-def _rewrite(ship: Shipping, name: str, source: Path, target: Path, calibration: Sequence[Sample]) -> None:
-    """Make the candidate's graph."""
-    from vlkd_compress.calibration import CalibrationImages, select_calibration
-    from vlkd_compress.half import to_float16
-    from vlkd_compress.quantize import quantize_for_tensorrt
-
-    config = ship.config
-    chosen = select_calibration(
-        calibration,
-        config.compress.calibration_images,
-        seed=config.distill.seed,
-        forbidden_domains=config.data.held_out,
-    )
-    images = CalibrationImages.load(chosen, ship.spec)
-    with ship.live.task(f"making {name}", None):
-        if name == "fp16":
-            to_float16(source, images, target)
-        else:
-            quantize_for_tensorrt(source, images, target, method=cast("Method", name.partition("-")[2]))
+    stage = ship.workspace.stage("calibration", inputs | versions("vlkd-edge"), work)
+    by_name = {sample.image: sample for sample in samples}
+    return tuple(by_name[image] for image in json.loads((stage.folder / "images.json").read_text()))
 
 
 def precision(candidate: Candidate) -> str:
     """Precision of a candidate's weights, as the manifest names it."""
-    return "float16" if candidate.name == "fp16" else candidate.name.partition("-")[0]
+    return "float16" if candidate.name.startswith("fp16") else "int8"
 
 
 def preflight(ship: Shipping, compressed: Compressed) -> Mapping[str, Any] | None:

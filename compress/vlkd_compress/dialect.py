@@ -11,10 +11,10 @@ rule                what it asks
 ``uint8-input``     the first reader of a uint8 input is a Cast
 ``static-shape``    each input, output and intermediate tensor has a fixed shape
 ``outputs``         the outputs ``embedding`` and ``logits`` exist
-``symmetric``       Q/DQ have constant INT8 zero points, all zero, and positive finite scales
+``symmetric``       Q/DQ have constant INT8 or FP8 zero points, all zero, and positive finite scales
 ``bias``            no bias is quantized
-``per-channel``     INT8 weights have one scale per output channel
-``placement``       each Q feeds DQ only, each DQ feeds convolutions and linear layers only
+``per-channel``     weights have one scale per output channel
+``placement``       each Q feeds DQ only, each DQ feeds convolutions, linear layers and shortcuts only
 ``pair``            a convolution or linear layer has both inputs quantized or none
 ``head``            projection, normalisation and class-vector product are float
 ==================  ==============================================================================
@@ -31,7 +31,7 @@ import onnx
 
 from .fold import STANDARD_DOMAINS
 from .graph import WEIGHTED, Graph, load
-from .placement import weight_axis
+from .placement import takes_in, weight_axis
 
 OPSETS = range(13, 21)
 FORBIDDEN = frozenset(
@@ -140,7 +140,11 @@ def _parameters(graph: Graph) -> Iterator[Finding]:
             yield Finding("symmetric", node.name, "expected constant scales that are positive and finite")
         if zero is None or zero.shape != (() if scale is None else scale.shape):
             yield Finding("symmetric", node.name, "expected one constant zero point per scale")
-        elif np.any(zero != 0) or (zero.dtype != np.int8 and zero.dtype != np.int32):
+        elif np.any(zero.astype(np.float32) != 0) or zero.dtype.name not in (
+            "int8",
+            "int32",
+            "float8_e4m3fn",
+        ):
             message = (
                 f"expected INT8 with zero point 0, found {zero.dtype} with {np.unique(zero)[:4].tolist()}"
             )
@@ -184,12 +188,29 @@ def _placement(graph: Graph) -> Iterator[Finding]:
         else:
             continue
         output = node.output[0]
-        wrong = [reader for reader in graph.consumers.get(output, []) if reader.op_type not in allowed]
+        wrong = [
+            reader
+            for reader in graph.consumers.get(output, [])
+            if reader.op_type not in allowed and not _is_shortcut(graph, output, reader)
+        ]
         for reader in wrong:
             message = f"expected it to feed {wanted} only, found {reader.op_type} {reader.name!r}"
             yield Finding("placement", node.name, message)
         if output in graph.outputs:
             yield Finding("placement", node.name, f"expected float outputs, found it as output {output!r}")
+
+
+def _is_shortcut(graph: Graph, tensor: str, reader: onnx.NodeProto) -> bool:
+    """Tell whether a dequantized tensor is added to what a quantized convolution makes for this addition."""
+    if reader.op_type != "Add" or tensor not in reader.input:
+        return False
+    other = next((name for name in reader.input if name != tensor), tensor)
+    maker = graph.producers.get(other)
+    return (
+        maker is not None
+        and takes_in(graph, maker, reader)
+        and _dequantizer(graph, maker.input[0]) is not None
+    )
 
 
 def _head(graph: Graph) -> Iterator[Finding]:

@@ -5,7 +5,7 @@ Letters used in shapes: N images, C classes, D embedding size, H and W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,10 +107,35 @@ class Graph:
                     pending.extend(node.output)
         return frozenset(found)
 
+    def ancestors(self, tensor: str) -> frozenset[str]:
+        """Return the names of all nodes that a tensor depends on."""
+        return frozenset(node.name for node in self._back(tensor, stop=frozenset()))
+
+    def _back(self, tensor: str, stop: frozenset[str]) -> Iterator[onnx.NodeProto]:
+        """Walk from a tensor towards the inputs, each node once, and not past operators to stop at."""
+        seen: set[str] = set()
+        pending = [tensor]
+        while pending:
+            node = self.producers.get(pending.pop())
+            if node is None or node.name in seen:
+                continue
+            seen.add(node.name)
+            yield node
+            if node.op_type not in stop:
+                pending.extend(filter(None, node.input))
+
     def head(self) -> Head | None:
-        """Find the head from the outputs ``embedding`` and ``logits``; None when the graph lacks them."""
+        """Find the head from the outputs ``embedding`` and ``logits``; None when the graph lacks them.
+
+        In a classifier that is no student the logits do not come from the embedding: there the last layer
+        stands for the class-vector product.
+        """
         if EMBEDDING not in self.outputs or LOGITS not in self.outputs:
             return None
+        if LOGITS in self.producers and self.producers[LOGITS].name not in self.descendants(EMBEDDING):
+            beside = self.ancestors(EMBEDDING) - self.ancestors(LOGITS)
+            last = frozenset(node.name for node in self._back(LOGITS, stop=WEIGHTED))
+            return Head(frozenset(), beside, last)
         projection: set[str] = set()
         normalisation: set[str] = set()
         pending = [EMBEDDING]

@@ -129,7 +129,8 @@ def _refuse_overflow(
     makers = {
         name: node.name for node in half for name in node.output if graph.types.get(name) == TensorProto.FLOAT
     }
-    peaks = observe(graph.model, tuple(makers), batch, "minmax")
+    seen = observe(graph.model, tuple(makers), batch, histograms=False).tensors
+    peaks = {name: observed.peak for name, observed in seen.items()}
     for node in half:
         for name in node.input:
             value = graph.constant(name)

@@ -16,6 +16,24 @@ from vlkd_runtime.errors import CalibrationError, DataError
 
 from .graph import Graph, Head
 
+QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
+INTEGER = ("QLinear", "MatMulInteger", "ConvInteger", "MatMulNBits", "QGemm", "DynamicQuantizeMatMul")
+
+
+def require_float(model: onnx.ModelProto, where: Path) -> None:
+    """Refuse a graph that was quantized before: its scales would be quantized a second time.
+
+    Raises:
+        DataError: names the first operator that gives it away.
+    """
+    for node in model.graph.node:
+        if node.op_type in QUANTIZERS or node.op_type.startswith(INTEGER):
+            msg = (
+                f"Expected a float model in {where}, found {node.op_type} at {node.name!r}: it is quantized "
+                "already. Give the float model it was made from."
+            )
+            raise DataError(msg)
+
 
 def require_head(graph: Graph, where: Path) -> Head:
     """Return the graph's head.

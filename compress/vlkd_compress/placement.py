@@ -9,7 +9,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +39,21 @@ class Quantized:
     weight: str
     axis: int
     bias: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """An addition that reads its shortcut in INT8, so that the convolution beside it can take the addition in.
+
+    Attributes:
+        node: name of the addition.
+        tensor: the shortcut.
+        index: which of the two inputs it is.
+    """
+
+    node: str
+    tensor: str
+    index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +95,49 @@ def place(
         else:
             kept.append(KeptFloat(node.name, reason))
     return tuple(quantized), tuple(kept)
+
+
+def place_residuals(graph: Graph, planned: Sequence[Quantized]) -> tuple[Residual, ...]:
+    """Find the additions whose shortcut is worth quantizing: the branch that no convolution takes in.
+
+    An INT8 convolution can add a shortcut before it writes its output, but only one it reads in INT8. The
+    branch that the convolution makes stays float: quantizing it, too, would part the two. In transformers,
+    where no convolution makes a branch, the residual stream stays float altogether.
+    """
+    int8 = {plan.node for plan in planned}
+    order = {node.name: index for index, node in enumerate(graph.model.graph.node)}
+    found: list[Residual] = []
+    for node in graph.model.graph.node:
+        if node.op_type != "Add" or not _feeds(graph, node, int8):
+            continue
+        fused: list[tuple[int, int]] = []
+        for index, name in enumerate(node.input):
+            maker = graph.producers.get(name)
+            if maker is not None and takes_in(graph, maker, node) and maker.name in int8:
+                fused.append((order[maker.name], index))
+        if fused and all(graph.constant(name) is None for name in node.input):
+            other = 1 - max(fused)[1]  # of two convolutions the later one takes the addition in
+            found.append(Residual(node.name, node.input[other], other))
+    return tuple(found)
+
+
+def takes_in(graph: Graph, maker: onnx.NodeProto, addition: onnx.NodeProto) -> bool:
+    """Tell whether a convolution's output goes into this addition and nowhere else."""
+    name = maker.output[0]
+    return (
+        maker.op_type in CONVOLUTIONS
+        and name not in graph.outputs
+        and [reader.name for reader in graph.consumers.get(name, [])] == [addition.name]
+    )
+
+
+def _feeds(graph: Graph, node: onnx.NodeProto, int8: Collection[str]) -> bool:
+    """Tell whether an addition's output, through an activation at most, is read by a quantized layer."""
+    readers = list(graph.consumers.get(node.output[0], []))
+    for reader in tuple(readers):
+        if reader.op_type in ("Relu", "Clip"):
+            readers += graph.consumers.get(reader.output[0], [])
+    return any(reader.name in int8 for reader in readers)
 
 
 def weight_axis(node: onnx.NodeProto) -> int:

@@ -1,12 +1,16 @@
-"""Measures how large each activation gets on the calibration images, the number an INT8 scale comes from.
+"""Measures which values each activation takes on the calibration images, the numbers INT8 scales come from.
 
-Images are run one at a time and only running maxima and fixed histograms are kept, so memory does not grow
-with the number of images.
+Images are run one at a time and only running extremes and fixed histograms are kept, so memory does not grow
+with the number of images. One table serves every dialect: TensorRT's scales are symmetric around zero, ONNX
+Runtime's have a zero point, and both are read off the same histogram.
+
+Letters used in shapes: H and W pixels, B bins (4096).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -16,57 +20,132 @@ import onnxruntime as ort
 
 from vlkd_runtime.errors import CalibrationError
 
+from .cuts import BINS, entropy_cut, mse_cut, mse_interval, percentile_cut, percentile_interval
 from .graph import Graph
 
-Method = Literal["minmax", "entropy", "percentile"]
-METHODS: tuple[Method, ...] = ("minmax", "entropy", "percentile")
+Method = Literal["minmax", "entropy", "percentile", "mse"]
+METHODS: tuple[Method, ...] = ("minmax", "entropy", "percentile", "mse")
 
-BINS = 2048
-LEVELS = 128
-PERCENTILE = 99.99
+# A histogram needs no more values of one tensor and image than this; extremes are taken over all of them.
+MOST_VALUES = 1 << 18
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Observed:
+    """What one tensor did on the calibration images.
+
+    Attributes:
+        low: smallest value.
+        high: largest value.
+        counts: ``(B,)``, how often each of 4096 equal parts of -peak to peak was met, where peak is the
+            largest absolute value; None where only the extremes were asked for.
+    """
+
+    low: float
+    high: float
+    counts: npt.NDArray[np.int64] | None
+
+    @property
+    def peak(self) -> float:
+        """Largest absolute value."""
+        return max(-self.low, self.high, 0.0)
+
+    @property
+    def magnitudes(self) -> npt.NDArray[np.int64]:
+        """Histogram of absolute values, ``(B/2,)`` from zero to the peak."""
+        assert self.counts is not None
+        return self.counts[BINS:] + self.counts[:BINS][::-1]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RangeTable:
+    """Ranges of activations, by tensor name, in the form each dialect wants."""
+
+    tensors: dict[str, Observed]
+
+    def symmetric(self, name: str, method: Method) -> float:
+        """Return the absolute value that should map to the largest level; 0.0 for a tensor that was zero."""
+        seen = self.tensors[name]
+        if method == "minmax" or seen.peak == 0.0:
+            return seen.peak
+        cuts = {"percentile": percentile_cut, "entropy": entropy_cut, "mse": mse_cut}
+        return seen.peak * cuts[method](seen.magnitudes) / BINS
+
+    def asymmetric(self, name: str, method: Method) -> tuple[float, float]:
+        """Return the interval, zero within it, that should map to the levels from lowest to highest."""
+        seen = self.tensors[name]
+        low, high = min(seen.low, 0.0), max(seen.high, 0.0)
+        if method == "minmax" or seen.peak == 0.0:
+            return low, high
+        if method == "entropy":
+            cut = seen.peak * entropy_cut(seen.magnitudes) / BINS
+            return max(low, -cut), min(high, cut)
+        assert seen.counts is not None
+        find = percentile_interval if method == "percentile" else mse_interval
+        first, last = find(seen.counts)
+        step = seen.peak / BINS
+        return max(low, (first - BINS) * step), min(high, (last - BINS) * step)
 
 
 def observe(
-    model: onnx.ModelProto, tensors: Sequence[str], images: Sequence[npt.NDArray[np.uint8]], method: Method
-) -> dict[str, float]:
-    """Return, for each tensor, the absolute value that should map to the largest INT8 level.
+    model: onnx.ModelProto,
+    tensors: Sequence[str],
+    images: Sequence[npt.NDArray[np.uint8]],
+    *,
+    histograms: bool = True,
+    progress: Callable[[], None] = lambda: None,
+) -> RangeTable:
+    """Run the images through a float graph and keep what its activations did.
 
     Args:
         model: the float graph with one uint8 input.
         tensors: names of the activations to watch.
-        images: ``(N, H, W, 3)`` uint8 each, as the graph's input wants them.
-        method: ``minmax`` keeps the largest value seen; ``percentile`` cuts the last 0.01 %; ``entropy``
-            picks the cut that loses least information.
-
-    Returns:
-        Tensor name to range; 0.0 for a tensor that was zero on every image.
+        images: ``(1, H, W, 3)`` uint8 each, as the graph's input wants them.
+        histograms: whether to run the images a second time, for histograms.
+        progress: called after each run.
 
     Raises:
         CalibrationError: an activation is not finite on some image.
     """
     watched = _Watched(model, tensors)
-    largest = dict.fromkeys(tensors, 0.0)
+    low, high = dict.fromkeys(tensors, np.inf), dict.fromkeys(tensors, -np.inf)
     for index, image in enumerate(images):
         for name, value in watched.run(image).items():
-            peak = float(np.abs(value).max(initial=0.0))
-            if not np.isfinite(peak):
+            least, most = float(value.min(initial=np.inf)), float(value.max(initial=-np.inf))
+            if np.isnan(value).any() or np.isinf(least + most):
+                found = least if not np.isfinite(least) else most
                 msg = (
-                    f"Expected finite activations, found {peak} in tensor {name!r} on calibration image "
+                    f"Expected finite activations, found {found} in tensor {name!r} on calibration image "
                     f"{index}: the float network overflows there; retrain it before compressing."
                 )
                 raise CalibrationError(msg)
-            largest[name] = max(largest[name], peak)
-    if method == "minmax":
-        return largest
-    histograms = {name: np.zeros(BINS, dtype=np.int64) for name in tensors}
-    for image in images:
+            low[name], high[name] = min(low[name], least), max(high[name], most)
+        progress()
+    counts: dict[str, npt.NDArray[np.int64]] = {}
+    if histograms:
+        peaks = {name: max(-low[name], high[name], 0.0) for name in tensors}
+        counts = _histograms(watched, peaks, images, progress)
+    return RangeTable({name: Observed(low[name], high[name], counts.get(name)) for name in tensors})
+
+
+def _histograms(
+    watched: _Watched,
+    peaks: dict[str, float],
+    images: Iterable[npt.NDArray[np.uint8]],
+    progress: Callable[[], None],
+) -> dict[str, npt.NDArray[np.int64]]:
+    counts = {name: np.zeros(2 * BINS, dtype=np.int64) for name in peaks}
+    for index, image in enumerate(images):
         for name, value in watched.run(image).items():
-            if largest[name] > 0.0:
-                histograms[name] += np.histogram(np.abs(value), bins=BINS, range=(0.0, largest[name]))[0]
-    cut = percentile_cut if method == "percentile" else entropy_cut
-    return {
-        name: largest[name] * cut(histograms[name]) / BINS if largest[name] > 0.0 else 0.0 for name in tensors
-    }
+            if peaks[name] > 0.0:
+                step = -(-value.size // MOST_VALUES)
+                # Another start for each image, so that no place in the tensor is always skipped.
+                part = value.reshape(-1)[index % step :: step].astype(np.float64)
+                bins = np.floor(part * (BINS / peaks[name])).astype(np.int64) + BINS
+                np.clip(bins, 0, 2 * BINS - 1, out=bins)
+                counts[name] += np.bincount(bins, minlength=2 * BINS)
+        progress()
+    return counts
 
 
 class _Watched:
@@ -93,58 +172,3 @@ class _Watched:
     def run(self, image: npt.NDArray[np.uint8]) -> dict[str, np.ndarray]:
         values = self._session.run(self._tensors, {self._input: image})
         return dict(zip(self._tensors, values, strict=True))
-
-
-def percentile_cut(histogram: npt.NDArray[np.int64], percentile: float = PERCENTILE) -> int:
-    """Return how many bins hold ``percentile`` of all values, at least one."""
-    cumulative = np.cumsum(histogram)
-    wanted = cumulative[-1] * percentile / 100.0
-    return int(np.searchsorted(cumulative, wanted)) + 1
-
-
-def entropy_cut(histogram: npt.NDArray[np.int64], step: int = 16) -> int:
-    """Return the cut (in bins) whose 128-level version is nearest to the histogram in KL divergence.
-
-    Values beyond a cut saturate, so the reference counts them in its last bin while the quantized version,
-    which is made from the values below the cut only, does not: that is what makes a low cut cost something.
-
-    References:
-        S. Migacz, "8-bit Inference with TensorRT", GTC 2017, slides 30-38.
-    """
-    counts = histogram.astype(np.float64)
-    # Exact zeros (every ReLU makes many) are exact at any scale, so they must not pull the cut down.
-    counts[0] = counts[1]
-    if counts.sum() == 0.0:
-        return len(counts)
-    best, best_cost = len(counts), np.inf
-    for cut in range(LEVELS, len(counts) + 1, step):
-        inside = counts[:cut]
-        reference = inside.copy()
-        reference[-1] += counts[cut:].sum()
-        cost = _divergence(reference, _quantized(inside))
-        if cost <= best_cost:
-            best, best_cost = cut, cost
-    return best
-
-
-def _quantized(inside: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Merge the bins into 128 levels and spread each level's mass over its bins that are not empty."""
-    starts = np.arange(LEVELS) * len(inside) // LEVELS
-    widths = np.diff(np.append(starts, len(inside)))
-    mass = np.add.reduceat(inside, starts)
-    filled = np.add.reduceat((inside > 0).astype(np.float64), starts)
-    share = np.divide(mass, filled, out=np.zeros_like(mass), where=filled > 0)
-    return np.repeat(share, widths) * (inside > 0)
-
-
-def _divergence(reference: npt.NDArray[np.float64], quantized: npt.NDArray[np.float64]) -> float:
-    """Return KL(reference || quantized) of two histograms; infinite when the second is empty."""
-    total = quantized.sum()
-    if total == 0.0:
-        return float(np.inf)
-    p, q = reference / reference.sum(), quantized / total
-    seen = p > 0
-    if np.any(q[seen] == 0):
-        # The reference's last bin may hold clipped mass where the quantized one is empty.
-        q = np.maximum(q, 1e-12)
-    return float(np.sum(p[seen] * np.log(p[seen] / q[seen])))

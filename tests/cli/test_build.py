@@ -183,7 +183,7 @@ try:
 finally:
     print(json.dumps([sorted(names) for names in opened]), file=sys.stderr)
 """
-MAY_OPEN = {"evaluate", "teacher_predictions.<locals>.work", "content_key"}
+MAY_OPEN = {"evaluate", "teacher_predictions.<locals>.work", "content_key", "refuse_held_out"}
 MUST_NOT_OPEN = {
     "build.<locals>.decode",  # the pixel store, in a thread of its own
     "train.<locals>.work",
@@ -218,7 +218,10 @@ def test_a_guard_that_says_no_ships_nothing(built: tuple[Path, dict[str, Any]], 
     shutil.copytree(built[0], out)
     code, answer, _ = run(out, "guard.worst_points=0")
     assert code == 1 and answer["bundle"] == "" and answer["guard"]["verdict"] in ("fail", "inconclusive")
-    assert len(answer["candidates"]) == 2
+    names = [candidate["name"] for candidate in answer["candidates"]]
+    assert names[0] == "int8-percentile" and len(names) > 2  # the ladder was climbed down
+    record = json.loads((out / "ladder.json").read_text())
+    assert record["chosen"] is None and [item["name"] for item in record["candidates"]][: len(names)] == names
     assert not (out / "bundle").exists() and not list(out.glob("*.vlkd"))  # nor an earlier build's
     assert "shipped" not in answer["accuracy"]
 

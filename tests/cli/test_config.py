@@ -86,7 +86,9 @@ def test_values_variables_and_overrides(tmp_path: Path) -> None:
             id="guard",
         ),
         pytest.param(
-            "[compress]\ncandidates = []", ["compress.candidates: expected at least one"], id="nothing to try"
+            "[compress]\ncandidates = ['fp16', 'fp16']",
+            ["compress.candidates: expected each once"],
+            id="tried twice",
         ),
         pytest.param("[data]\nroot = '${where}'", ["data.root: '${where}' names no variable"], id="variable"),
         pytest.param(

@@ -8,11 +8,17 @@ import pytest
 from PIL import Image
 
 from vlkd_bench.samples import Sample
-from vlkd_compress.calibration import CalibrationImages, select_calibration
+from vlkd_compress.calibration import (
+    CalibrationImages,
+    refuse_held_out,
+    select_by_coverage,
+    select_calibration,
+)
 from vlkd_runtime.errors import CalibrationError, ImageError
 from vlkd_runtime.preprocess import PreprocessSpec, prepare
 
 SPEC = PreprocessSpec(height=8, width=8, resize="squash")
+SPEC_AS_IS = PreprocessSpec(height=12, width=10)
 
 
 def samples(counts: dict[tuple[str, int], int]) -> list[Sample]:
@@ -95,8 +101,54 @@ def noise(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (12, 10, 3), dtype=np.uint8)
 
 
+def picture(seed: int) -> np.ndarray:
+    """Smooth patches of colour."""
+    return np.kron(noise(seed)[:3, :2], np.ones((4, 5, 1))).astype(np.uint8)
+
+
+def test_random_noise_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="found random noise: the median correlation"):
+        CalibrationImages.load(write(tmp_path, [noise(seed) for seed in range(8)]), SPEC_AS_IS)
+
+
+def test_coverage_takes_the_rare_style_that_an_even_choice_would_miss() -> None:
+    given = samples({("photo", 0): 60, ("photo", 1): 4})
+    rows = np.zeros((64, 8), dtype=np.float32)
+    rows[:60, 0], rows[60:, 1] = 1.0, 1.0
+    chosen = select_by_coverage(given, rows, 32, seed=0, forbidden_domains=())
+    assert len({sample.image for sample in chosen}) == 32
+    assert any(sample.label == 1 for sample in chosen[:2])
+    backwards = select_by_coverage(given[::-1], rows[::-1], 32, seed=0, forbidden_domains=())
+    assert backwards == chosen  # the order in which samples are given does not matter
+    with pytest.raises(CalibrationError, match="one embedding for each of 64 samples, found 3"):
+        select_by_coverage(given, rows[:3], 32, seed=0, forbidden_domains=())
+
+
+def test_each_further_choice_is_the_farthest_from_all_before() -> None:
+    rows = np.random.default_rng(2).normal(size=(40, 3)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    given = samples({("photo", 0): 40})
+    place = {sample.image: index for index, sample in enumerate(given)}
+    chosen = [place[s.image] for s in select_by_coverage(given, rows, 32, seed=1, forbidden_domains=())]
+    for step in range(1, 32):
+        left = [index for index in range(40) if index not in chosen[:step]]
+        nearest = {index: max(float(rows[index] @ rows[taken]) for taken in chosen[:step]) for index in left}
+        assert nearest[chosen[step]] == pytest.approx(min(nearest.values()), abs=1e-6)
+
+
+def test_a_held_out_image_by_another_name_is_found(tmp_path: Path) -> None:
+    sources = write(tmp_path, [picture(seed) for seed in range(3)])
+    (tmp_path / "held").mkdir()
+    held_out = write(tmp_path / "held", [picture(seed) for seed in (7, 1)])
+    refuse_held_out(sources[:1], held_out)
+    with pytest.raises(
+        CalibrationError, match=r"found photo/0/1\.png with the same content as photo/0/1\.png"
+    ):
+        refuse_held_out(sources, held_out)
+
+
 def test_images_are_prepared_as_the_device_prepares_them(tmp_path: Path) -> None:
-    chosen = write(tmp_path, [noise(0), noise(1), noise(2)])
+    chosen = write(tmp_path, [picture(0), picture(1), picture(2)])
     loaded = CalibrationImages.load(chosen, SPEC)
     assert len(loaded) == 3
     assert loaded.samples == tuple(chosen)

@@ -104,7 +104,8 @@ def one_scale_for_all_channels(model: onnx.ModelProto) -> None:
 
 
 def on_an_add(model: onnx.ModelProto) -> None:
-    pair(model, named(model, "residual").input[1], "residual", 1)
+    # The branch that a convolution makes for this addition; the other one may be quantized.
+    pair(model, named(model, "residual").input[0], "residual", 0)
 
 
 def on_class_vectors(model: onnx.ModelProto) -> None:

@@ -14,7 +14,8 @@ from onnxruntime.quantization.calibrate import CalibrationDataReader, Calibratio
 from vlkd_compress.dialect import check_dialect
 from vlkd_compress.fold import fold
 from vlkd_compress.graph import load
-from vlkd_compress.quantize import QuantizationReport, quantize_for_tensorrt, quantize_weight, smallest_scale
+from vlkd_compress.qdq import quantize_weight, smallest_scale
+from vlkd_compress.quantize import QuantizationReport, quantize_for_tensorrt
 from vlkd_compress.ranges import Method
 from vlkd_runtime.errors import CalibrationError, DataError, RefusalError
 
@@ -66,11 +67,13 @@ def test_each_convolution_and_linear_layer_is_where_the_rules_put_it(
         assert KEPT[item.node] in item.reason
 
 
-def test_float_readers_beside_a_quantized_one_keep_the_float_tensor(
+def test_only_the_shortcut_of_an_addition_is_quantized_and_other_readers_keep_the_float_tensor(
     quantized: tuple[Path, QuantizationReport],
 ) -> None:
     nodes = {node.name: node for node in onnx.load(quantized[0]).graph.node}
-    assert nodes["residual"].input[1] == "stem_bn_relu"
+    assert list(nodes["residual"].input) == ["block2_bn", "stem_bn_relu/dequantized"]
+    assert quantized[1].residuals == 1
+    assert list(nodes["joined"].input) == ["point_bn", "odd"]  # no quantized layer reads this one
     assert nodes["block1"].input[0] == "stem_bn_relu/dequantized"
     assert nodes["thin"].input[0] == nodes["point"].input[0] == "depthwise_bn_relu/dequantized"
     quantizers = [node for node in nodes.values() if node.op_type == "QuantizeLinear"]

@@ -3,7 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vlkd_compress.ranges import BINS, entropy_cut, percentile_cut
+from vlkd_compress.cuts import (
+    BINS,
+    SHARES,
+    entropy_cut,
+    mse_cut,
+    mse_interval,
+    percentile_cut,
+    percentile_interval,
+)
+from vlkd_compress.ranges import METHODS, Observed, RangeTable
 
 
 def histogram(values: np.ndarray) -> np.ndarray:
@@ -69,3 +78,44 @@ def test_percentile_cut_is_numpys_within_a_bin(name: str, percentile: float) -> 
     values = np.abs(CASES[name])
     wanted = np.percentile(values, percentile, method="inverted_cdf") / values.max() * BINS
     assert abs(percentile_cut(histogram(values), percentile) - wanted) <= 1.0
+
+
+def brute_force(values: np.ndarray, cuts: np.ndarray) -> float:
+    """The cut with the least squared error of the values themselves, rounded one cut at a time."""
+    costs = []
+    for cut in cuts:
+        step = cut / 127
+        costs.append(float(((values - np.clip(np.rint(values / step), -127, 127) * step) ** 2).sum()))
+    return float(cuts[int(np.argmin(costs))])
+
+
+@pytest.mark.parametrize("name", ["gaussian", "uniform", "outlier"])
+def test_the_cut_of_least_squared_error_is_the_values_own(name: str) -> None:
+    values = CASES[name]
+    wanted = brute_force(values, np.abs(values).max() * SHARES)
+    assert mse_cut(histogram(values)) / BINS * np.abs(values).max() == pytest.approx(wanted, rel=0.1)
+
+
+def signed(values: np.ndarray) -> np.ndarray:
+    peak = np.abs(values).max()
+    return np.histogram(values, bins=2 * BINS, range=(-peak, peak))[0].astype(np.int64)
+
+
+def test_an_interval_follows_each_side_of_its_own() -> None:
+    values = np.concatenate([RANDOM.uniform(-0.4, 0, 20_000), RANDOM.exponential(1.0, 20_000)])
+    peak, counts = np.abs(values).max(), signed(values)
+    for find in (percentile_interval, mse_interval):
+        first, last = ((end - BINS) * peak / BINS for end in find(counts))
+        assert first == pytest.approx(-0.4, abs=0.02)
+        assert 4.0 < last <= peak * 1.001
+    low, high = ((end - BINS) * peak / BINS for end in percentile_interval(counts, 99.0))
+    assert low == pytest.approx(np.percentile(values, 1.0), abs=2 * peak / BINS)
+    assert high == pytest.approx(np.percentile(values, 99.0), abs=2 * peak / BINS)
+
+
+def test_a_rectified_tensor_keeps_zero_at_its_lower_end() -> None:
+    seen = Observed(0.0, 4.0, signed(np.abs(RANDOM.normal(size=50_000)) * 1.0))
+    table = RangeTable({"x": seen})
+    for method in METHODS:
+        low, high = table.asymmetric("x", method)
+        assert low == 0.0 and 0.0 < high <= 4.0

@@ -141,3 +141,99 @@ def synth(
 
         stdout().print(Markdown((out / "report.md").read_text()))
         stdout().print(f"{made['images_folder']}, {made['sheet']}", style="dim", soft_wrap=True)
+
+
+def compress(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An image classifier in float.")],
+    data: Annotated[Path, typer.Option(help="Folder laid out as <domain>/<class>/<image>.")],
+    held_out: Annotated[
+        str, typer.Option(help="Domains on which the guard judges, with commas between them.")
+    ],
+    target: Annotated[
+        str, typer.Option(help="Device; see 'vlkd-edge targets'. Decides how quantized graphs are written.")
+    ] = "jetson",
+    candidates: Annotated[
+        str, typer.Option(help="What to try, boldest first, with commas; what suits the target if empty.")
+    ] = "",
+    normalise: Annotated[
+        str, typer.Option(help="How a float input is normalised: imagenet, half, unit, clip, raw or auto.")
+    ] = "",
+    mean: Annotated[str, typer.Option(help="Three numbers taken off pixel values from 0 to 255.")] = "",
+    std: Annotated[str, typer.Option(help="Three numbers that divide them.")] = "",
+    layout: Annotated[str, typer.Option(help="Order of the input's axes: auto, nchw or nhwc.")] = "auto",
+    bgr: Annotated[bool, typer.Option("--bgr", help="The input wants blue first.")] = False,
+    output: Annotated[
+        str | None, typer.Option(help="Output with the logits, where there are several.")
+    ] = None,
+    classes: Annotated[
+        str, typer.Option(help="Folder names in the order of the logits; sorted ones if empty.")
+    ] = "",
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Height and width, where the graph leaves them open.")
+    ] = None,
+    resize: Annotated[str, typer.Option(help="How images are brought to size: squash or crop.")] = "squash",
+    crop_fraction: Annotated[float, typer.Option(help="Share of the image that the crop covers.")] = 1.0,
+    interpolation: Annotated[str, typer.Option(help="bilinear or bicubic.")] = "bilinear",
+    budget_worst: Annotated[float, typer.Option(help="Points any held-out domain may drop.")] = 1.0,
+    budget_mean: Annotated[float, typer.Option(help="Points their mean may drop.")] = 0.5,
+    confidence: Annotated[float, typer.Option(help="Of the bounds.")] = 0.95,
+    trials: Annotated[int, typer.Option(min=1, help="Most candidates to judge.")] = 8,
+    minutes: Annotated[float, typer.Option(min=0.0, help="Begin no candidate after this long.")] = 30.0,
+    rank: Annotated[bool, typer.Option(help="Rank layers when the bold candidates fail.")] = True,
+    calibration_images: Annotated[int, typer.Option(min=32, help="Source images that set the scales.")] = 256,
+    coverage: Annotated[
+        bool, typer.Option("--coverage", help="Choose them to cover the feature space, not evenly.")
+    ] = False,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the engine in races.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of calibration images.")] = 0,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")] = Path("vlkd-out/compress"),
+    as_json: Json = False,
+) -> None:
+    """Quantize any ONNX image classifier as far as accuracy on held-out domains allows, and say what it cost.
+
+    Writes model.onnx (uint8 image in, normalisation inside), ladder.json, ladder.md and ladder.png.
+    """
+    from vlkd_bench.paired import GuardBudget
+    from vlkd_compress.ladder import Limits
+
+    from ..compressing import Request
+    from ..compressing import compress as run
+    from ..parsing import numbers, words
+
+    request = Request(
+        model=model,
+        data=data,
+        held_out=words(held_out),
+        target=target,
+        classes=words(classes),
+        candidates=words(candidates),
+        normalise=normalise,
+        mean=numbers(mean, "--mean"),
+        std=numbers(std, "--std"),
+        layout=layout,  # type: ignore[arg-type]  # checked where the axes are looked at
+        bgr=bgr,
+        output=output,
+        size=None if size is None else (size, size),
+        resize=resize,
+        crop_fraction=crop_fraction,
+        interpolation=interpolation,
+        calibration_images=calibration_images,
+        coverage=coverage,
+        budget=GuardBudget(worst_points=budget_worst, mean_points=budget_mean, confidence=confidence),
+        limits=Limits(trials, minutes),
+        ranked=rank,
+        threads=threads,
+        seed=seed,
+    )
+    try:
+        outcome = run(request, out, stderr())
+    except KeyboardInterrupt:
+        print("Interrupted. What is finished is kept; the same command goes on.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if as_json:
+        print(json.dumps(outcome.plain))
+    else:
+        from rich.markdown import Markdown
+
+        stdout().print(Markdown(outcome.text))
+    raise typer.Exit(outcome.exit_code)

@@ -1,0 +1,316 @@
+"""Runs a climb down the ladder in a workspace: each candidate, race and ranking is a stage that is found done."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlkd_bench.machine import read_machine
+from vlkd_bench.paired import GuardBudget
+from vlkd_bench.predictions import PredictionRow, evaluate, read_predictions, write_predictions
+from vlkd_bench.samples import ABSENT, Sample
+from vlkd_compress.calibrated import Calibration
+from vlkd_compress.calibration import CalibrationImages, refuse_held_out
+from vlkd_compress.fused import FusedCount, count_fused
+from vlkd_compress.guard import Candidate
+from vlkd_compress.ladder import Climb, Limits, Made, Rung, climb, plan
+from vlkd_compress.plain_engine import open_for_accuracy
+from vlkd_compress.ranking import Group, Ranking, RankingImages, is_for_ranking, rank
+from vlkd_compress.recipes import Dialect, Recipe, make
+from vlkd_compress.speed import Speed, race
+from vlkd_distill.data import content_key
+from vlkd_runtime import Classifier
+from vlkd_runtime.atomic import write_text
+from vlkd_runtime.errors import CalibrationError, ConfigError, RefusalError
+from vlkd_runtime.preprocess import PreprocessSpec, prepare
+from vlkd_runtime.targets import Target
+
+from .progress import Live
+from .stages import StageResult, Workspace, versions
+
+DEFAULTS: dict[Dialect, tuple[str, ...]] = {
+    "tensorrt": ("int8-percentile", "fp16"),
+    "cpu": ("int8-percentile", "int8-dynamic", "weights8"),
+}
+# These cost speed or size but hardly any accuracy: they come after the layers have been ranked.
+LAST = ("fp16", "weights8", "weights4")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """What is compressed, on which images, for which engine.
+
+    Attributes:
+        model: the float graph.
+        key: names its content.
+        spec: how an image is prepared.
+        names: class names in the order of the logits.
+        logit_scale: what the logits are multiplied by.
+        dialect: for which engine the candidates are written.
+        calibration: the images that set the scales, from source domains only.
+        guarded: every image of the held-out domains.
+        reference: the float graph's predictions on them.
+        threads: of the engine in races.
+    """
+
+    model: Path
+    key: str
+    spec: PreprocessSpec
+    names: tuple[str, ...]
+    logit_scale: float
+    dialect: Dialect
+    calibration: tuple[Sample, ...]
+    guarded: tuple[Sample, ...]
+    reference: tuple[PredictionRow, ...]
+    threads: int = 1
+
+
+@dataclass(slots=True)
+class Climber:
+    """Makes, races and judges candidates of one task, as stages of a workspace."""
+
+    task: Task
+    workspace: Workspace
+    live: Live
+    ranking: Ranking | None = None
+    _calibration: Calibration | None = None
+    _keys: dict[str, str] = field(default_factory=dict)
+    _made: dict[Path, tuple[str, StageResult]] = field(default_factory=dict)
+
+    def run(
+        self,
+        recipes: Sequence[Recipe],
+        budget: GuardBudget,
+        limits: Limits,
+        *,
+        ranked: bool = True,
+        early: bool = True,
+    ) -> Climb:
+        """Climb from the first recipe down.
+
+        Args:
+            recipes: boldest first.
+            budget: what may be lost.
+            limits: when to stop.
+            ranked: whether layers are ranked when the bold recipes fail; otherwise only these are tried.
+            early: whether a clear answer may come before all held-out images are answered.
+
+        Raises:
+            CalibrationError: a held-out image is among the calibration images, or activations are not finite.
+        """
+        refuse_held_out(self.task.calibration, self.task.guarded)
+        first = self.quickest([recipe for recipe in recipes if recipe.kind not in LAST])
+        last = [recipe for recipe in recipes if recipe.kind in LAST]
+        ranked = ranked and bool(first) and bool(self._ranking_images())
+        plain = (Rung.of(item) for item in (*first, *last))
+        return climb(
+            plan(first, self.rank, layers=self.layers, last=last) if ranked else plain,
+            self.make,
+            self.task.reference,
+            self.answer,
+            budget,
+            limits,
+            bold=len(first) if ranked else len(first) + len(last),
+            ranked=ranked,
+            early=early,
+            say=lambda text: self.live.say(f"guard: {text}"),
+        )
+
+    def make(self, rung: Rung) -> Made:
+        """Make a rung's candidate and race it where the target's engine runs."""
+        assert rung.recipe is not None
+        made = self.candidate(rung.recipe)
+        report = json.loads((made.folder / "report.json").read_text())
+        if report["refusal"]:
+            return Made(rung, None, report["refusal"], None, None, 0)
+        model = made.folder / "model.onnx"
+        self._made[model] = rung.name, made
+        fused = None if report["fused"] is None else FusedCount(**report["fused"])
+        speed = self.speed(rung.recipe, made)
+        refusal = ""
+        if speed is not None and speed.slower:
+            refusal = f"slower than float on the target's engine: {speed.describe()}"
+        return Made(
+            rung, Candidate(rung.name, model, rung.steps), refusal, speed, fused, model.stat().st_size
+        )
+
+    def quickest(self, recipes: Sequence[Recipe]) -> list[Recipe]:
+        """The recipes, fastest first where the target's engine runs here; as given elsewhere."""
+        if self.task.dialect != "cpu" or len(recipes) < 2:
+            return list(recipes)
+        speeds = {recipe.name: self.speed(recipe, self.candidate(recipe)) for recipe in recipes}
+
+        def ratio(recipe: Recipe) -> float:
+            speed = speeds[recipe.name]
+            return speed.ratio if speed is not None else 0.0
+
+        return sorted(recipes, key=ratio, reverse=True)
+
+    def candidate(self, recipe: Recipe) -> StageResult:
+        """The stage that writes a candidate, or says why there can be none."""
+
+        def work(folder: Path) -> None:
+            target, refusal, planned = folder / "model.onnx", "", None
+            with self.live.task(f"making {recipe.name}", None):
+                try:
+                    report = make(recipe, self.calibration(), target)
+                    planned = getattr(report, "quantized", None)
+                except CalibrationError:  # no other recipe would do better
+                    raise
+                except RefusalError as error:
+                    refusal = str(error)
+                fused = None
+                if planned is not None and recipe.dialect == "cpu":
+                    fused = dataclasses.asdict(count_fused(target, len(planned)))
+            told = {"refusal": refusal, "planned": planned, "fused": fused}
+            write_text(folder / "report.json", json.dumps(told, indent=1))
+
+        return self.workspace.stage(f"candidate-{recipe.name}", self._inputs(recipe), work)
+
+    def layers(self, recipe: Recipe) -> int:
+        """How many layers a recipe quantizes; none if that cannot be done, or makes the graph slower."""
+        made = self.candidate(recipe)
+        report, speed = json.loads((made.folder / "report.json").read_text()), self.speed(recipe, made)
+        return 0 if speed is not None and speed.slower else len(report["planned"] or ())
+
+    def speed(self, recipe: Recipe, made: StageResult) -> Speed | None:
+        """The race against the float graph; None where the target's engine does not run, or there is no model."""
+        model = made.folder / "model.onnx"
+        if self.task.dialect != "cpu" or not model.exists():
+            return None
+
+        def work(folder: Path) -> None:
+            image = prepare(self.task.calibration[0].path, self.task.spec)[np.newaxis]
+            with self.live.task(f"racing {recipe.name}", None):
+                found = race(self.task.model, model, image, threads=self.task.threads)
+            write_text(folder / "speed.json", json.dumps(dataclasses.asdict(found), indent=1))
+
+        machine = read_machine()
+        inputs = {
+            "candidate": made.key,
+            "threads": self.task.threads,
+            "machine": [machine.cpu_model, list(machine.isa)],
+            **versions("onnxruntime"),
+        }
+        stage = self.workspace.stage(f"race-{recipe.name}", inputs, work)
+        return Speed(**json.loads((stage.folder / "speed.json").read_text()))
+
+    def answer(self, model: Path, images: Sequence[str], /) -> tuple[PredictionRow, ...]:
+        """A candidate's predictions on some of the held-out images."""
+        task, (name, made) = self.task, self._made[model]
+        by_name = {sample.image: sample for sample in task.guarded}
+        asked = tuple(by_name[image] for image in images)
+
+        def work(folder: Path) -> None:
+            engine = open_for_accuracy(model, threads=2)
+            with (
+                Classifier(engine, task.spec, task.names, logit_scale=task.logit_scale) as classifier,
+                self.live.task(f"evaluating {name}", len(asked)) as advance,
+            ):
+                rows = evaluate(classifier, asked, lambda _: advance(1))
+            write_predictions(folder / "predictions.jsonl", rows, task.names)
+
+        inputs = {
+            "candidate": made.key,
+            "images": content_key(asked),
+            "preprocess": dataclasses.asdict(task.spec),
+            **versions("onnxruntime", "pillow", "vlkd-edge"),
+        }
+        stage = self.workspace.stage(f"evaluate-{name}", inputs, work)
+        return read_predictions(stage.folder / "predictions.jsonl", task.names)
+
+    def rank(self, recipe: Recipe, others: Sequence[Recipe]) -> Ranking:
+        """Rank the layers on the held-out images set apart for that."""
+        chosen = self._ranking_images()
+        made = self.candidate(recipe)
+        speed = self.speed(recipe, made)
+        saved = None if speed is None else 1000 * (speed.float_ms - speed.candidate_ms)
+
+        def work(folder: Path) -> None:
+            images = np.stack([prepare(sample.path, self.task.spec) for sample in chosen])
+            given = RankingImages(
+                tuple(sample.domain for sample in chosen),
+                np.asarray([sample.label for sample in chosen], dtype=np.int64),
+                images,
+            )
+            with self.live.task("ranking layers", None) as advance:
+                found = rank(
+                    self.calibration(),
+                    recipe,
+                    given,
+                    methods=others,
+                    saved_us=saved,
+                    progress=lambda note: advance(1, note=note),
+                )
+            write_text(folder / "ranking.json", json.dumps(dataclasses.asdict(found), indent=1))
+
+        inputs = {
+            "candidate": made.key,
+            "others": [other.name for other in others],
+            "images": content_key(chosen),
+            "timed": speed is not None,
+        }
+        stage = self.workspace.stage("ranking", inputs | versions("onnxruntime", "vlkd-edge"), work)
+        self.ranking = _ranking(json.loads((stage.folder / "ranking.json").read_text()))
+        return self.ranking
+
+    def _ranking_images(self) -> tuple[Sample, ...]:
+        """The held-out images that rank layers; views of one image go the same way, absent classes tell nothing."""
+        return tuple(
+            sample
+            for sample in self.task.guarded
+            if is_for_ranking(sample.source or sample.image) and sample.label != ABSENT
+        )
+
+    def calibration(self) -> Calibration:
+        """The float graph with its calibration images; read when the first candidate is really made."""
+        if self._calibration is None:
+            images = CalibrationImages.load(self.task.calibration, self.task.spec)
+            self._calibration = Calibration(self.task.model, images)
+        return self._calibration
+
+    def _inputs(self, recipe: Recipe) -> Mapping[str, Any]:
+        return {
+            "recipe": dataclasses.asdict(recipe),
+            "model": self.task.key,
+            "calibration": self._content("calibration", self.task.calibration),
+            "preprocess": dataclasses.asdict(self.task.spec),
+            **versions("onnx", "onnxruntime", "pillow", "vlkd-edge"),
+        }
+
+    def _content(self, which: str, samples: Sequence[Sample]) -> str:
+        if which not in self._keys:
+            self._keys[which] = content_key(samples)
+        return self._keys[which]
+
+
+def dialect_of(target: Target) -> Dialect:
+    """How quantized graphs are written for a target."""
+    return "cpu" if target.dialect == "onnxruntime-qdq" else "tensorrt"
+
+
+def recipes(names: Sequence[str], target: Target) -> list[Recipe]:
+    """The recipes of these names, or those that suit the target.
+
+    Raises:
+        ConfigError: a name is unknown, of another dialect, or in numbers that the target does not compute with.
+    """
+    dialect = dialect_of(target)
+    found = [Recipe.named(name, dialect) for name in names or DEFAULTS[dialect]]
+    if "float8" not in target.precisions and any(recipe.kind == "fp8" for recipe in found):
+        msg = f"The candidate 'fp8' needs FP8, and {target.name} computes in {', '.join(target.precisions)}."
+        raise ConfigError(msg)
+    return found
+
+
+def _ranking(plain: dict[str, Any]) -> Ranking:
+    groups = tuple(
+        Group(tuple(item["layers"]), item["harm"], item["saved_us"]) for item in plain.pop("groups")
+    )
+    return Ranking(groups=groups, **plain)

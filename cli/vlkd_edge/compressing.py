@@ -1,0 +1,379 @@
+"""The ``compress`` verb: any ONNX image classifier, made as small as its held-out domains allow."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from vlkd_bench.machine import read_machine
+from vlkd_bench.paired import GuardBudget
+from vlkd_bench.predictions import PredictionRow, evaluate, read_predictions, write_predictions
+from vlkd_bench.samples import Sample
+from vlkd_compress import record
+from vlkd_compress.adopt import NORMALISATIONS, Adopted, InputForm, Layout, adopt, is_student
+from vlkd_compress.calibration import MINIMUM_IMAGES, select_by_coverage, select_calibration
+from vlkd_compress.graph import load
+from vlkd_compress.ladder import Climb, Limits
+from vlkd_compress.recipes import Dialect
+from vlkd_distill.data import DomainDataset, content_key, scan
+from vlkd_runtime import Classifier
+from vlkd_runtime.atomic import write_bytes, write_text
+from vlkd_runtime.errors import ConfigError, DataError
+from vlkd_runtime.preprocess import PreprocessSpec, prepare
+
+from .climbing import Climber, Task, dialect_of, recipes
+from .progress import Live
+from .stages import StageResult, Workspace, locked, versions
+from .targets import find
+
+DETECTION_IMAGES = 96
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the verb was asked for.
+
+    Attributes:
+        model: an ONNX image classifier.
+        data: folder laid out as ``<domain>/<class>/<image>``.
+        held_out: domains on which the guard judges.
+        target: the device; decides the dialect.
+        classes: class names in the order of the logits; the folder names, sorted, when empty.
+        candidates: names of recipes, boldest first; what suits the dialect when empty.
+        normalise: a name of `NORMALISATIONS`, ``auto``, or empty where mean and std are given.
+        mean: taken off pixel values from 0 to 255.
+        std: divides them.
+        layout: order of the input's axes.
+        bgr: whether the input wants blue first.
+        output: name of the output with the logits.
+        size: height and width, where the graph leaves them open.
+        resize: how images are brought to size.
+        crop_fraction: share of the resized image the crop covers.
+        interpolation: filter of the resizing.
+        calibration_images: how many set the scales.
+        coverage: whether they are chosen to cover the embedding space instead of evenly at random.
+        budget: what may be lost.
+        limits: when to stop.
+        ranked: whether layers are ranked when the bold candidates fail.
+        threads: of the engine in races.
+        seed: of the choice of calibration images.
+    """
+
+    model: Path
+    data: Path
+    held_out: tuple[str, ...]
+    target: str
+    classes: tuple[str, ...] = ()
+    candidates: tuple[str, ...] = ()
+    normalise: str = ""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    layout: Layout = "auto"
+    bgr: bool = False
+    output: str | None = None
+    size: tuple[int, int] | None = None
+    resize: str = "squash"
+    crop_fraction: float = 1.0
+    interpolation: str = "bilinear"
+    calibration_images: int = 256
+    coverage: bool = False
+    budget: GuardBudget = dataclasses.field(default_factory=GuardBudget)
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    ranked: bool = True
+    threads: int = 1
+    seed: int = 0
+
+    @property
+    def dialect(self) -> Dialect:
+        """How quantized graphs are written for the target."""
+        return dialect_of(find(self.target))
+
+    def form(self, mean: tuple[float, ...], std: tuple[float, ...]) -> InputForm:
+        """The input's form with this normalisation."""
+        return InputForm(mean, std, self.layout, self.bgr, self.size)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the verb ends with: the exit code, the machine's copy and the table for people."""
+
+    exit_code: int
+    plain: dict[str, Any]
+    text: str
+
+
+def compress(request: Request, out: Path, console: Console) -> Outcome:
+    """Compress a classifier under the guard; what is finished is found done by the next run.
+
+    Raises:
+        UsageError: the caller's mistake, named before any long work where it can be.
+        RefusalError: the calibration images cannot give honest scales.
+    """
+    chosen = recipes(request.candidates, find(request.target))
+    dataset = scan(request.data, classes=request.classes)
+    sources = dataset.sources(request.held_out)
+    _check_form(request)
+    with locked(out):
+        live = Live(console)
+        workspace = Workspace(out, out / "cache", live.say)
+        guarded = dataset.of(request.held_out)
+        usable = dataset.of(sources)
+        model, adopted, found = _adopted(request, dataset, usable, workspace)
+        spec = _spec(request, adopted.height, adopted.width)
+        task = _task(request, dataset, model, spec, guarded, usable, workspace, live)
+        contract = (
+            f"Calibration: {len(task.calibration)} images of {', '.join(sources)}; no label of them is used.",
+            f"The guard judges on {len(guarded)} images of {', '.join(request.held_out)}. Layers are ranked on one in "
+            "five of them, by hash of the name, and candidates that rest on the ranking are judged on the others.",
+        )
+        for line in contract:
+            live.say(f"contract: {line}")
+        climber = Climber(task, workspace, live)
+        climb = climber.run(chosen, request.budget, request.limits, ranked=request.ranked)
+        return _finish(request, task, climb, climber, adopted, found, contract, out)
+
+
+def _check_form(request: Request) -> None:
+    """Refuse what contradicts itself before anything is read."""
+    given = bool(request.mean or request.std)
+    if given and request.normalise:
+        msg = "Expected either --normalise or --mean with --std, found both: leave one out."
+        raise ConfigError(msg)
+    if request.normalise not in ("", "auto", *NORMALISATIONS):
+        known = ", ".join(("auto", *NORMALISATIONS))
+        msg = f"Expected --normalise to be one of {known}, found '{request.normalise}'."
+        raise ConfigError(msg)
+    _spec(request, 1, 1)
+
+
+def _spec(request: Request, height: int, width: int) -> PreprocessSpec:
+    return PreprocessSpec(
+        height,
+        width,
+        request.resize,  # type: ignore[arg-type]  # the constructor refuses any other text
+        request.crop_fraction,
+        request.interpolation,  # type: ignore[arg-type]
+    )
+
+
+def _adopted(
+    request: Request, dataset: DomainDataset, usable: Sequence[Sample], workspace: Workspace
+) -> tuple[StageResult, Adopted, str]:
+    """The classifier in this project's form, and a sentence on how its input was understood."""
+    source = load(request.model)
+    data = request.model.read_bytes()
+    names = {"": "given as mean and std" if request.mean else "not needed"}.get(
+        request.normalise, request.normalise
+    )
+    asked = {
+        name: getattr(request, name)
+        for name in ("normalise", "mean", "std", "layout", "bgr", "output", "size", "resize")
+    }
+
+    def work(folder: Path) -> None:
+        form, said = None, "uint8 images, normalised inside the graph"
+        if not is_student(source):
+            form, said = _form(request, dataset, usable)
+        adopted = adopt(request.model, folder / "model.onnx", form, output=request.output)
+        _check_classes(adopted, dataset, request)
+        told = dataclasses.asdict(adopted) | {"input": said}
+        write_text(folder / "adopted.json", json.dumps(told, indent=1))
+
+    inputs = {"model": _digest(data), "asked": asked, "as": names, "classes": list(dataset.classes)}
+    if request.normalise == "auto":
+        inputs["images"] = content_key(_for_detection(usable))
+    stage = workspace.stage("adopt", inputs | versions("onnx", "onnxruntime", "vlkd-edge"), work)
+    told = json.loads((stage.folder / "adopted.json").read_text())
+    said = told.pop("input")
+    return stage, Adopted(**(told | {"changed": tuple(told["changed"])})), said
+
+
+def _form(request: Request, dataset: DomainDataset, usable: Sequence[Sample]) -> tuple[InputForm, str]:
+    if request.mean or request.std:
+        return request.form(request.mean, request.std), f"mean {request.mean}, std {request.std}, as given"
+    if request.normalise in NORMALISATIONS:
+        return request.form(*NORMALISATIONS[request.normalise]), f"'{request.normalise}', as given"
+    if request.normalise != "auto":
+        msg = (
+            f"{request.model} takes images as floating-point numbers, and a graph does not say how they are "
+            f"normalised. Give --normalise ({', '.join(NORMALISATIONS)}), or --mean and --std for pixel values from "
+            "0 to 255; or --normalise auto to try the known ones on labelled images of the source domains."
+        )
+        raise ConfigError(msg)
+    return _detect(request, dataset, usable)
+
+
+def _detect(request: Request, dataset: DomainDataset, usable: Sequence[Sample]) -> tuple[InputForm, str]:
+    """Try each known normalisation on source images; take the one under which the true classes are likeliest.
+
+    Raises:
+        ConfigError: under none of them is the model clearly better than chance.
+    """
+    samples = _for_detection(usable)
+    labels = np.asarray([sample.label for sample in samples])
+    scores: dict[str, tuple[float, float]] = {}
+    forms = {name: request.form(*values) for name, values in NORMALISATIONS.items()}
+    with tempfile.TemporaryDirectory(prefix="vlkd-adopt-") as folder:
+        for name, form in forms.items():
+            trial = Path(folder) / f"{name}.onnx"
+            adopted = adopt(request.model, trial, form, output=request.output)
+            _check_classes(adopted, dataset, request)
+            spec = _spec(request, adopted.height, adopted.width)
+            images = np.stack([prepare(sample.path, spec) for sample in samples])
+            with Classifier.from_model(trial, spec, dataset.classes, logit_scale=1.0) as classifier:
+                logits = classifier.infer(images).logits.astype(np.float64)
+            logits -= logits.max(axis=1, keepdims=True)
+            likely = logits[np.arange(len(labels)), labels] - np.log(np.exp(logits).sum(axis=1))
+            scores[name] = float(likely.mean()), float((logits.argmax(axis=1) == labels).mean())
+    # Of two that do equally well either will do: by construction they hardly differ on these images.
+    best = max(scores, key=lambda name: scores[name][0])
+    table = ", ".join(f"{name} {accuracy:.1%}" for name, (_, accuracy) in scores.items())
+    if scores[best][1] < 2 / len(dataset.classes):
+        msg = (
+            f"Cannot tell how {request.model} wants its input: with no known normalisation it is clearly better than "
+            f"chance on {len(samples)} source images ({table}). Give --normalise, or --mean and --std; and check that "
+            "the classes are in the order of the logits (--classes)."
+        )
+        raise ConfigError(msg)
+    return forms[best], f"'{best}', detected on {len(samples)} labelled source images ({table})"
+
+
+def _for_detection(usable: Sequence[Sample]) -> tuple[Sample, ...]:
+    count = min(DETECTION_IMAGES, len(usable))
+    return select_calibration(usable, max(count, MINIMUM_IMAGES), seed=0, forbidden_domains=())
+
+
+def _check_classes(adopted: Adopted, dataset: DomainDataset, request: Request) -> None:
+    if adopted.classes != len(dataset.classes):
+        msg = (
+            f"{request.model} has {adopted.classes} logits, and {request.data} has {len(dataset.classes)} classes "
+            f"({', '.join(dataset.classes[:6])}{', ...' if len(dataset.classes) > 6 else ''}): expected one for each, "
+            "in the same order. Name the folders of all classes in the order of the logits with --classes."
+        )
+        raise DataError(msg)
+
+
+def _task(
+    request: Request,
+    dataset: DomainDataset,
+    model: StageResult,
+    spec: PreprocessSpec,
+    guarded: tuple[Sample, ...],
+    usable: tuple[Sample, ...],
+    workspace: Workspace,
+    live: Live,
+) -> Task:
+    path = model.folder / "model.onnx"
+
+    def work(folder: Path) -> None:
+        with (
+            Classifier.from_model(path, spec, dataset.classes, logit_scale=1.0, threads=2) as classifier,
+            live.task("evaluating float", len(guarded)) as advance,
+        ):
+            rows = evaluate(classifier, guarded, lambda _: advance(1))
+        write_predictions(folder / "predictions.jsonl", rows, dataset.classes)
+
+    calibration = _calibration(request, path, spec, usable)
+    inputs = {"model": model.key, "images": content_key(guarded), "preprocess": spec.to_json()}
+    stage = workspace.stage("guard-float", inputs | versions("onnxruntime", "pillow", "vlkd-edge"), work)
+    reference: tuple[PredictionRow, ...] = read_predictions(
+        stage.folder / "predictions.jsonl", dataset.classes
+    )
+    return Task(
+        model=path,
+        key=model.key,
+        spec=spec,
+        names=dataset.classes,
+        logit_scale=1.0,
+        dialect=request.dialect,
+        calibration=calibration,
+        guarded=guarded,
+        reference=reference,
+        threads=request.threads,
+    )
+
+
+def _calibration(
+    request: Request, model: Path, spec: PreprocessSpec, usable: tuple[Sample, ...]
+) -> tuple[Sample, ...]:
+    """Choose the images that set the scales; the model's own features stand in for a teacher's here."""
+    count, seed = request.calibration_images, request.seed
+    if not request.coverage:
+        return select_calibration(usable, count, seed=seed, forbidden_domains=request.held_out)
+    from vlkd_runtime.engines import open_engine
+
+    with contextlib.closing(open_engine(model, threads=2)) as engine:
+        rows = [engine.run(prepare(sample.path, spec)[np.newaxis]).embedding for sample in usable]
+    return select_by_coverage(
+        usable, np.concatenate(rows), count, seed=seed, forbidden_domains=request.held_out
+    )
+
+
+def _finish(
+    request: Request,
+    task: Task,
+    climb: Climb,
+    climber: Climber,
+    adopted: Adopted,
+    found: str,
+    contract: Sequence[str],
+    out: Path,
+) -> Outcome:
+    """Write the record, its table and picture, and the chosen model."""
+    ranking, size = climber.ranking, task.model.stat().st_size
+    target = out / "model.onnx"
+    target.unlink(missing_ok=True)  # an earlier run's would look like this one's
+    preflight: dict[str, Any] | None = None
+    if climb.chosen is not None and climb.chosen.made.candidate is not None:
+        shutil.copyfile(climb.chosen.made.candidate.path, out / ".model.onnx.tmp")
+        (out / ".model.onnx.tmp").replace(target)
+        if task.dialect == "tensorrt":
+            from vlkd_compress.preflight import run_preflight
+
+            with climber.live.task("TensorRT preflight", None):
+                preflight = run_preflight(target, find(request.target)).to_json()
+    accuracy: dict[str, list[bool]] = {}
+    for row in task.reference:
+        accuracy.setdefault(row.domain, []).append(row.correct)
+    plain = record.as_json(climb, ranking) | {
+        "model": str(target) if climb.chosen else None,
+        "target": request.target,
+        "dialect": task.dialect,
+        "float": {
+            "model": str(request.model),
+            "size_bytes": size,
+            "input": found,
+            "changed": list(adopted.changed),
+            "accuracy": {name: sum(right) / len(right) for name, right in accuracy.items()},
+        },
+        "contract": list(contract),
+        "calibration": {"images": len(task.calibration), "coverage": request.coverage, "seed": request.seed},
+        "preflight": preflight,
+        "record": str(out / "ladder.json"),
+        "picture": str(out / "ladder.png"),
+        "machine": read_machine().to_json(),
+    }
+    table = record.markdown(climb, size, ranking)
+    write_text(out / "ladder.json", json.dumps(plain, indent=1) + "\n")
+    write_text(out / "ladder.md", table)
+    write_bytes(out / "ladder.png", record.picture(climb, size))
+    refused = preflight is not None and preflight["verdict"] == "fail"
+    if refused and preflight is not None:
+        table += f"\nTensorRT's preflight says no: {preflight['reason']}\n"
+    return Outcome(0 if climb.chosen and not refused else 1, plain, table)
+
+
+def _digest(data: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(data).hexdigest()
