@@ -52,7 +52,7 @@ def _plain(trial: Trial) -> dict[str, Any]:
         "candidate": trial.candidate.name,
         "steps": list(trial.candidate.steps),
         "answered": len(trial.rows),
-        "images": trial.images,
+        "available": trial.images,
         "saved": round(trial.saved, 4),
         "looks": [
             {"images": look.images, "share": look.share, "verdict": look.verdict} for look in trial.looks
