@@ -309,6 +309,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "distill.kept_back": (0.01, 0.5),
     "distill.judgements": (3, 100_000),
     "distill.seed": (0, 2**32 - 2),
+    "distill.processes": (1, 256),
     "synthesis.images_per_class": (1, 1_000_000),
     "synthesis.prompts_per_class": (1, 1_000_000),
     "synthesis.seed": (0, 2**32 - 1),
@@ -366,6 +367,7 @@ def _check(config: Config) -> list[str]:
         errors.append(
             "guard.rejection_points: expected images of absent classes in data.unknown, found no folder."
         )
+    errors += _check_processes(config)
     candidates = config.compress.candidates
     if len(set(candidates)) != len(candidates):
         errors.append(f"compress.candidates: expected each once, found {list(candidates)}.")
@@ -382,5 +384,29 @@ def _check_synthesis(asked: SynthesisSettings) -> list[str]:
     if asked.synthesiser == "diffusion" and not asked.diffusion.model:
         errors.append(
             "synthesis.diffusion.model: expected a diffusers folder or a hub id <owner>/<name>, found nothing."
+        )
+    return errors
+
+
+def _check_processes(config: Config) -> list[str]:
+    """What several processes cannot share."""
+    how = config.distill
+    if how.processes == 1:
+        return []
+    errors = []
+    if how.batch < how.processes:
+        errors.append(f"distill.processes: expected at most the batch of {how.batch}, found {how.processes}.")
+    if how.batch_norm == "train":
+        errors.append(
+            "distill.processes: expected 1 where distill.batch_norm = 'train', as batch statistics are of one "
+            f"process's part of a batch, found {how.processes}. Use 'frozen', or one process."
+        )
+    if how.method == "promptkd" and how.teacher_view == "same_aug":
+        errors.append("distill.processes: expected 1 for promptkd with distill.teacher_view = 'same_aug'.")
+    counted = config.teacher.query_budget is not None or config.teacher.model.startswith("call:")
+    if how.teacher_view == "same_aug" and counted:
+        errors.append(
+            "distill.processes: expected 1 where a teacher whose questions are counted embeds views, found "
+            f"{how.processes}. Use distill.teacher_view = 'clean_cached', or one process."
         )
     return errors

@@ -108,18 +108,32 @@ def train(
     settings = learning.settings(method)
 
     def work(folder: Path) -> None:
-        from vlkd_distill import checkpoints, methods, starting, training
+        from vlkd_distill import checkpoints, methods, training, training_run
 
-        how = methods.create(settings, load_vectors(vectors))
+        stored = load_vectors(vectors)
+        how = methods.create(settings, stored)
         teacher = _seer(learning, method, vectors)
         seen = _training_data(learning, how, settings, samples, store, teacher, folder)
-        student = starting.start(learning.student_spec(), how, learning.teacher)
+        run = training_run.TrainingRun(
+            settings=settings,
+            vectors=stored,
+            student=learning.student_spec(),
+            samples=seen.store.samples,
+            store=store.folder,
+            embeddings=None if seen.embeddings is None else folder / _EMBEDDINGS,
+            styled=None if seen.styled is None else _folder_of(seen.styled.pixels),
+            selection=seen.selection,
+            views=seen.teacher is not None,
+            teacher=learning.config.teacher.model,
+            cache=learning.workspace.cache,
+            folder=folder,
+        )
         with learning.live.task(f"training {method}", training.total_steps(settings, how, seen)) as advance:
 
             def on_step(stage: str, steps: int, loss: float) -> None:
                 advance(steps, note=f"{stage}, loss {loss:.3f}")
 
-            training.train(student, how, settings, seen, folder, on_step)
+            student = run.train(seen, learning.teacher, on_step)
         checkpoints.save_weights(folder / "student.safetensors", student)
         for name in (checkpoints.FILE, _EMBEDDINGS):
             (folder / name).unlink(missing_ok=True)
@@ -134,6 +148,14 @@ def train(
     if method == "vlkd":
         inputs["renderer"] = style_renderer()
     return learning.workspace.stage(method, inputs | versions("torch", "timm", "vlkd-edge"), work)
+
+
+def _folder_of(mapped: object) -> Path:
+    """The folder of an array that is mapped from a file."""
+    import numpy as np
+
+    assert isinstance(mapped, np.memmap)
+    return Path(str(mapped.filename)).parent
 
 
 def _seer(learning: Learning, method: MethodName, vectors: StageResult) -> Callable[[], Teacher]:

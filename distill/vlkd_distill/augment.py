@@ -16,21 +16,30 @@ _RGB_TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [
 _YIQ_TO_RGB = torch.linalg.inv(_RGB_TO_YIQ)
 
 
-def random_views(pixels: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
+def random_views(
+    pixels: Tensor,
+    how: Augmentation,
+    generator: torch.Generator,
+    part: tuple[slice, int] | None = None,
+) -> Tensor:
     """Draw one random view of each image.
 
     Args:
         pixels: ``(B, S, S, 3)`` uint8.
         how: the limits of the draw.
         generator: source of randomness; the same state gives the same views.
+        part: which images of a larger batch these are, and how many that has; views are drawn for all of it, so
+            that each image has the view that it has in the whole batch.
 
     Returns:
         ``(B, 3, S, S)`` float32 in 0 to 1.
     """
     images = pixels.permute(0, 3, 1, 2).float().div_(255.0)
-    grid = F.affine_grid(_crop_matrices(len(images), how, generator), list(images.shape), align_corners=False)
+    own, total = part or (slice(None), len(images))
+    crops = _crop_matrices(total, how, generator)[own]
+    grid = F.affine_grid(crops, list(images.shape), align_corners=False)
     views = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    return _recolour(views, how, generator)
+    return _recolour(views, how, generator, own, total)
 
 
 def clean_views(pixels: Tensor) -> Tensor:
@@ -56,14 +65,14 @@ def _crop_matrices(count: int, how: Augmentation, generator: torch.Generator) ->
     return torch.stack(rows, 1)
 
 
-def _recolour(views: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
+def _recolour(views: Tensor, how: Augmentation, generator: torch.Generator, own: slice, total: int) -> Tensor:
     """Brightness, contrast, saturation, hue and grayscale as one colour matrix and one offset a sample."""
     count = len(views)
     brightness, contrast, saturation = (
-        _uniform(count, 1.0 - how.jitter, 1.0 + how.jitter, generator) for _ in range(3)
+        _uniform(total, 1.0 - how.jitter, 1.0 + how.jitter, generator)[own] for _ in range(3)
     )
-    angle = _uniform(count, -how.jitter, how.jitter, generator) * 2.0 * torch.pi
-    gray = torch.rand(count, generator=generator) < how.grayscale
+    angle = _uniform(total, -how.jitter, how.jitter, generator)[own] * 2.0 * torch.pi
+    gray = torch.rand(total, generator=generator)[own] < how.grayscale
     saturation = torch.where(gray, 0.0, saturation)
     cos, sin, zero, one = angle.cos(), angle.sin(), torch.zeros(count), torch.ones(count)
     turn = torch.stack(

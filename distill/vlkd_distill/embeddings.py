@@ -72,6 +72,8 @@ def embed(
     if isinstance(teacher, EmbedsFiles) and contents is None:
         known = teacher.embed_samples(samples)
         progress(len(samples))
+        if into is not None:
+            np.save(into, known)
         return known
     folder.mkdir(parents=True, exist_ok=True)
     shape, start = (len(samples), teacher.dim), 0

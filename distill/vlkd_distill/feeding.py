@@ -20,6 +20,7 @@ from torch import Tensor
 from .augment import random_views
 from .augmentation import Augmentation
 from .pixels import PixelStore
+from .processes import ALONE, Ring
 from .specs import Settings
 from .stages import Batch, Method
 from .styled import StyledStore
@@ -60,21 +61,31 @@ class Feed:
     """Draws views and targets of chosen rows; everything random comes from the caller's generator."""
 
     def __init__(
-        self, method: Method, settings: Settings, data: TrainingData, how: Augmentation | None = None
+        self,
+        method: Method,
+        settings: Settings,
+        data: TrainingData,
+        how: Augmentation | None = None,
+        ring: Ring = ALONE,
     ) -> None:
         self._method, self._settings, self._data = method, settings, data
-        self._how = how or Augmentation()
+        self._how, self._ring = how or Augmentation(), ring
         self._labels = torch.from_numpy(data.store.labels)
 
     def views(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Batch]:
-        """Random views ``(B, 3, S, S)`` of the rows ``(B,)`` and what the loss may look at."""
+        """Random views of the rows ``(B,)`` and what the loss may look at.
+
+        Of several processes, each gets the views of its own part ``(part, 3, S, S)``, and the whole batch's answers.
+        """
         data, at = self._data, rows.numpy()
-        pixels = data.store.pixels[at]
         styles = self._styles(len(rows), generator)
-        drawn = np.flatnonzero(styles >= 0)
+        part = self._ring.part(len(rows))
+        own, own_styles = at[part], styles[part]
+        pixels = data.store.pixels[own]
+        drawn = np.flatnonzero(own_styles >= 0)
         if len(drawn) and data.styled is not None:
-            pixels[drawn] = data.styled.pixels[styles[drawn], at[drawn]]
-        views = random_views(torch.from_numpy(pixels), self._how, generator)
+            pixels[drawn] = data.styled.pixels[own_styles[drawn], own[drawn]]
+        views = random_views(torch.from_numpy(pixels), self._how, generator, (part, len(rows)))
         return views, Batch(self._labels[rows], self._target(views, at, styles))
 
     def clean(self, rows: Tensor) -> Batch:
@@ -101,7 +112,7 @@ class Feed:
             return None
         if self._settings.teacher_view == "same_aug" and data.teacher is not None:
             with autocast(self._settings):
-                return data.teacher.embed_views(views)
+                return self._ring.join(data.teacher.embed_views(views), len(rows))
         if data.embeddings is None:
             return None
         target = data.embeddings[rows]

@@ -58,6 +58,7 @@ class Settings:
         kept_back: share of the source images that ``source-best`` and ``swad`` judge by and do not train on.
         judgements: how often they do.
         seed: of batches and views.
+        processes: how many share the work of each batch; the result is the same up to rounding.
     """
 
     method: MethodName = "vl2v-adip"
@@ -89,6 +90,7 @@ class Settings:
     kept_back: float = 0.1
     judgements: int = 20
     seed: int = 0
+    processes: int = 1
 
     @property
     def judges(self) -> bool:

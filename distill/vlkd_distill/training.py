@@ -18,6 +18,7 @@ from .augment import clean_views
 from .augmentation import Augmentation
 from .feeding import Feed, TrainingData, autocast, epoch_rows, steps_of
 from .heap import keep_freed_memory
+from .processes import ALONE, Ring
 from .specs import Settings
 from .stages import Method, Stage
 from .students import Student
@@ -39,6 +40,7 @@ def train(
     folder: Path,
     on_step: OnStep = lambda *_: None,
     augmentation: Augmentation | None = None,
+    ring: Ring = ALONE,
 ) -> Student:
     """Run a method's stages on a student, in place.
 
@@ -53,9 +55,10 @@ def train(
         folder: where the checkpoint lies.
         on_step: called as ``on_step(stage name, steps done, loss)``.
         augmentation: limits of the random views.
+        ring: the processes that train together; each ends with the same weights.
     """
     keep_freed_memory()
-    feed = Feed(method, settings, data, augmentation)
+    feed = Feed(method, settings, data, augmentation, ring)
     resumed = checkpoints.load(folder)
     kept = torch.from_numpy(data.rows)
     stages = method.stages()
@@ -94,14 +97,16 @@ def train(
                     views, batch = feed.views(rows, generator)
                     with autocast(settings):
                         outputs = student(views)
-                    loss = method.loss(outputs.float(), batch)
-                schedule.step(loss)
+                    loss = method.loss(ring.join(outputs.float(), len(rows)), batch)
+                # Cached features are trained on whole in every process: their gradients are the same already.
+                schedule.step(loss, ring if features is None else ALONE)
                 keeper.step(student.state_dict(), schedule.share)
                 if judged and schedule.at_one_of(settings.judgements):
                     keeper.judge(_source_loss(student, method, settings, data), student.state_dict())
                     _train_mode(student, stage, settings)
                 on_step(stage.name, 1, float(loss.detach()))
-            checkpoints.save(folder, student, optimizer, index, epoch + 1, keeper.state())
+            if ring.first:
+                checkpoints.save(folder, student, optimizer, index, epoch + 1, keeper.state())
         averaging.select(student, keeper.final())
     student.eval().requires_grad_(False)
     return student
@@ -165,7 +170,7 @@ class _Schedule:
         """Whether this step ends one of ``times`` equal parts."""
         return self.done * times // self._steps > (self.done - 1) * times // self._steps
 
-    def step(self, loss: Tensor) -> None:
+    def step(self, loss: Tensor, ring: Ring) -> None:
         warm = max(1, self._steps // 20)
         if self.done < warm:
             factor = (self.done + 1) / warm
@@ -175,6 +180,7 @@ class _Schedule:
             group["lr"] = self._peak * factor
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        ring.add_gradients(p for group in self._optimizer.param_groups for p in group["params"])
         self._optimizer.step()
         self.done += 1
 

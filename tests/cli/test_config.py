@@ -73,6 +73,11 @@ def test_values_variables_and_overrides(tmp_path: Path) -> None:
             ["distill: expected one of cls_weight, ", "above 0, found none"],
             id="no loss",
         ),
+        pytest.param(
+            "[distill]\nprocesses = 4\nbatch = 3\nbatch_norm = 'train'\n[teacher]\nquery_budget = 9",
+            ["at most the batch of 3", "expected 1 where distill.batch_norm", "questions are counted"],
+            id="processes",
+        ),
         pytest.param("data = 3", ["data: expected a section, found 3"], id="section"),
         pytest.param("[data]\nheld_out = [1]", ["data.held_out: expected a string, found 1"], id="list item"),
         pytest.param("name = ''", ["name: expected letters"], id="empty name"),

@@ -1,0 +1,154 @@
+"""One training in several processes: each runs the network on its part of every batch.
+
+All processes draw the same batches and views from the same seeds, and each loss is taken of the whole batch's
+outputs, so that losses that compare samples, and means over a part of them, are what one process computes. The
+gradients of the parts are added up: the sum is the gradient of one process, up to rounding.
+
+Letters used in shapes: B batch, D width of the head.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vlkd_runtime.errors import UnavailableError
+
+from .quiet import first_line
+
+_HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """The processes of one training, seen from one of them.
+
+    Attributes:
+        rank: which one this is; the first, 0, writes files and tells of progress.
+        count: how many there are.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes for all."""
+        return self.rank == 0
+
+    def part(self, total: int) -> slice:
+        """This process's samples of a batch; parts differ by one sample at most."""
+        return slice(total * self.rank // self.count, total * (self.rank + 1) // self.count)
+
+    def join(self, own: Tensor, total: int) -> Tensor:
+        """Put the parts of all processes together: ``(part, D)`` to ``(total, D)``, with gradient.
+
+        The gradient that comes back to a part is that of the one loss that all processes compute.
+        """
+        if self.count == 1:
+            return own
+        joined: Tensor = _Join.apply(own.float(), self.part(total), total)
+        return joined
+
+    def add_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Add up the gradients of all processes, in place."""
+        if self.count == 1:
+            return
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        done = 0
+        for gradient in gradients:
+            gradient.copy_(flat[done : done + gradient.numel()].view_as(gradient))
+            done += gradient.numel()
+
+
+ALONE = Ring()
+
+
+class _Join(torch.autograd.Function):
+    """Zeros but for the own part, added up over the processes; backward gives the own part of the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, part: slice, total: int) -> Tensor:
+        ctx.part = part
+        joined = own.new_zeros((total, *own.shape[1:]))
+        joined[part] = own
+        dist.all_reduce(joined)
+        return joined
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients[0][ctx.part], None, None
+
+
+def run(count: int, first: Callable[[Ring], None], others: Callable[[Ring], None]) -> None:
+    """Do the same work in ``count`` processes, of which this one is the first.
+
+    Args:
+        count: how many; with 1, the work is done here and nothing is started.
+        first: the work, as this process does it.
+        others: the same work for processes that are started anew, to whom it is handed as a pickle.
+
+    Raises:
+        UnavailableError: another process failed; its own error is on standard error.
+    """
+    if count == 1:
+        first(ALONE)
+        return
+    port = _free_port()
+    # Forked children would share torch's threads and locks with this one, and hang.
+    context = multiprocessing.get_context("spawn")
+    started = [
+        context.Process(target=_other, args=(others, Ring(rank, count), port), daemon=True)
+        for rank in range(1, count)
+    ]
+    for process in started:
+        process.start()
+    try:
+        with _connected(Ring(0, count), port):
+            first(Ring(0, count))
+    except RuntimeError as error:  # torch's, also when a process that it waits for is gone
+        for process in started:
+            process.join(30)
+        msg = (
+            f"Training needs all its {count} processes (distill.processes), and one failed; its own error is above "
+            f"if it was another than this: {first_line(error)}."
+        )
+        raise UnavailableError(msg) from error
+    finally:
+        for process in started:
+            process.join(30)  # its peer is gone or done, so it ends by itself
+            if process.is_alive():
+                process.terminate()
+                process.join()
+
+
+def _other(work: Callable[[Ring], None], ring: Ring, port: int) -> None:
+    with _connected(ring, port):
+        work(ring)
+
+
+@contextlib.contextmanager
+def _connected(ring: Ring, port: int) -> Iterator[None]:
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://{_HOST}:{port}", rank=ring.rank, world_size=ring.count
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,98 @@
+"""One student's training as another process finds it: by names of files, not by what this process has opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vlkd_bench.samples import Sample
+from vlkd_runtime.vectors import ClassVectors
+
+from . import methods, processes, starting, teacher_loading, training
+from .feeding import TrainingData
+from .pixels import PixelStore
+from .processes import Ring
+from .specs import Settings, StudentSpec
+from .students import Student
+from .styled import StyledStore
+from .teachers import Teacher
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRun:
+    """What a training reads; everything here can be handed to another process.
+
+    Attributes:
+        settings: how the method trains.
+        vectors: the class vectors.
+        student: what starts.
+        samples: train images that could be decoded, the rows of the store.
+        store: folder of the pixel store.
+        embeddings: file of the teacher's embeddings of the clean images; None if the method asks for none.
+        styled: folder of the style views; None if the method shows none.
+        selection: rows that choose the weights instead of making them.
+        views: whether the teacher embeds the views.
+        teacher: its name.
+        cache: where what a teacher needs is kept.
+        folder: where the checkpoint lies.
+    """
+
+    settings: Settings
+    vectors: ClassVectors
+    student: StudentSpec
+    samples: tuple[Sample, ...]
+    store: Path
+    embeddings: Path | None
+    styled: Path | None
+    selection: tuple[int, ...]
+    views: bool
+    teacher: str
+    cache: Path
+    folder: Path
+
+    def train(
+        self, data: TrainingData, teacher: Callable[[], Teacher], on_step: training.OnStep = lambda *_: None
+    ) -> Student:
+        """Train in as many processes as the settings say.
+
+        Args:
+            data: what this process has opened already.
+            teacher: gives the teacher, where the student is made of it.
+            on_step: as for `training.train`.
+
+        Raises:
+            UnavailableError: another process failed.
+        """
+        trained: list[Student] = []
+        processes.run(
+            self.settings.processes,
+            lambda ring: trained.append(self._go(ring, data, teacher, on_step)),
+            self,
+        )
+        return trained[0]
+
+    def __call__(self, ring: Ring) -> None:
+        """Do the part of a process that was started for it."""
+        self._go(ring, self.open(), self._load, lambda *_: None)
+
+    def open(self) -> TrainingData:
+        """Open what lies on disk."""
+        embeddings = None
+        if self.embeddings is not None:
+            embeddings = np.load(self.embeddings, mmap_mode="r", allow_pickle=False)
+        styled = None if self.styled is None else StyledStore.open(self.styled, self.settings.styles)
+        store = PixelStore.open(self.store, self.samples)
+        return TrainingData(store, embeddings, self._load() if self.views else None, styled, self.selection)
+
+    def _load(self) -> Teacher:
+        return teacher_loading.load(self.teacher, self.cache)
+
+    def _go(
+        self, ring: Ring, data: TrainingData, teacher: Callable[[], Teacher], on_step: training.OnStep
+    ) -> Student:
+        method = methods.create(self.settings, self.vectors)
+        student = starting.start(self.student, method, teacher)
+        return training.train(student, method, self.settings, data, self.folder, on_step, ring=ring)
