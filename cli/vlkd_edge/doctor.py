@@ -16,7 +16,8 @@ from .probing import BUILD, PythonFacts, System
 
 INSTALL_BUILD = "pip install 'vlkd-edge[build]'"
 INSTALL_ORT = "pip install 'vlkd-edge[ort]'"
-INSTALL_RTX = "pip install 'vlkd-edge[ort]' onnxruntime-ep-nv-tensorrt-rtx-cu13 tensorrt-cu13-bindings"
+INSTALL_RTX_PLUGIN = "pip install 'vlkd-edge[ort]' onnxruntime-ep-nv-tensorrt-rtx-cu13"
+INSTALL_RTX = "pip install tensorrt_rtx"
 INSTALL_TRT = "pip install tensorrt-cu13"
 INSTALL_CUDA = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
 INSTALL_JETPACK = "sudo apt-get update && sudo apt-get install -y nvidia-jetpack"
@@ -81,19 +82,23 @@ def engines(python: PythonFacts, system: System) -> dict[str, dict[str, Any]]:
     """Tell of each of the runtime's engines whether its parts are here; only a self-test shows that it works."""
     has, providers, gpu = python.packages, python.providers, bool(system.gpus)
     no_gpu = "" if gpu else "no NVIDIA GPU with a driver"
-    rtx = "" if "onnxruntime_ep_nv_tensorrt_rtx" in has else f"no TensorRT for RTX: {INSTALL_RTX}"
+    plugin = (
+        ""
+        if "onnxruntime_ep_nv_tensorrt_rtx" in has
+        else f"no plugin of TensorRT for RTX: {INSTALL_RTX_PLUGIN}"
+    )
+    rtx = "" if "tensorrt_rtx" in has else f"no Python module tensorrt_rtx: {INSTALL_RTX}"
     ort = "" if "onnxruntime" in has else f"no onnxruntime: {INSTALL_ORT}"
 
     def provider(name: str) -> str:
         return ort or ("" if name in providers else f"this onnxruntime has no {name}: {INSTALL_CUDA}")
 
     module = "" if "tensorrt" in has else f"no Python module tensorrt: {_module_line(python, system)}"
-    bindings = "" if "tensorrt_bindings" in has else f"no tensorrt_bindings: {INSTALL_RTX}"
     reasons = {
         "tensorrt": no_gpu or module,
-        "tensorrt-rtx": no_gpu or rtx or bindings,
+        "tensorrt-rtx": no_gpu or rtx,
         "ort-tensorrt": no_gpu or provider("TensorrtExecutionProvider"),
-        "ort-tensorrt-rtx": no_gpu or ort or rtx,
+        "ort-tensorrt-rtx": no_gpu or ort or plugin,
         "ort-cuda": no_gpu or provider("CUDAExecutionProvider"),
         "ort-cpu": ort,
     }
@@ -124,8 +129,9 @@ def _runs_on_cpu(target: Target, python: PythonFacts, system: System) -> Iterato
 
 def _runs_on_rtx(target: Target, python: PythonFacts, system: System) -> Iterator[Lack]:
     yield from _driver(system)
-    if not {"onnxruntime", "onnxruntime_ep_nv_tensorrt_rtx", "tensorrt_bindings"} <= set(python.packages):
-        yield Lack("TensorRT for RTX", INSTALL_RTX)
+    plugin = {"onnxruntime", "onnxruntime_ep_nv_tensorrt_rtx"} <= set(python.packages)
+    if not plugin and "tensorrt_rtx" not in python.packages:
+        yield Lack("TensorRT for RTX, as ONNX Runtime's plugin or as its own module", INSTALL_RTX_PLUGIN)
 
 
 def _runs_on_tensorrt(target: Target, python: PythonFacts, system: System) -> Iterator[Lack]:

@@ -28,6 +28,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "onnxruntime_ep_nv_tensorrt_rtx": ("onnxruntime-ep-nv-tensorrt-rtx-cu13",),
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
     "tensorrt_bindings": ("tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
+    "tensorrt_rtx": ("tensorrt_rtx", "tensorrt-rtx"),
     "torch": ("torch",),
     "torchvision": ("torchvision",),
     "timm": ("timm",),
@@ -104,7 +105,7 @@ def read_python() -> PythonFacts:
     """Look at this Python; ONNX Runtime alone is imported, to ask what it was built with."""
     found = {}
     for module, distributions in PACKAGES.items():
-        if importlib.util.find_spec(module) is not None:
+        if _present(module):
             found[module] = next(filter(None, map(_version, distributions)), "?")
     return PythonFacts(
         version=".".join(map(str, sys.version_info[:3])),
@@ -142,6 +143,14 @@ def read_system(root: Path = Path("/"), architecture: str = "") -> System:
         power_mode=read_state(root).power_mode,
         memory_bytes=machine.memory_bytes,
     )
+
+
+def _present(module: str) -> bool:
+    """Whether a module could be imported, without doing so; a broken installation counts as none."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def _version(distribution: str) -> str:

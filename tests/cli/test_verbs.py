@@ -138,6 +138,18 @@ def test_preflight_prints_the_contract_and_names_rule_and_node(bundle: Path, tmp
     assert len(listed) == 25 and all(rule["reason"] and rule["source"] for rule in listed)
 
 
+def test_the_doctor_works_in_a_base_install() -> None:
+    done = run("doctor", "--json", forbidden=HEAVY | {"onnxruntime"})
+    answer = json.loads(done.stdout)
+    assert done.returncode == 0 and "torch" not in answer["python"]["packages"]
+    assert answer["engines"]["ort-cpu"] == {
+        "available": False,
+        "reason": "no onnxruntime: pip install 'vlkd-edge[ort]'",
+    }
+    missing = answer["targets"]["cpu-x86"]["build"]["missing"]
+    assert missing[0]["install"] == "pip install 'vlkd-edge[build]'"
+
+
 def test_targets_names_the_alias() -> None:
     assert "alias of jetson-orin-nano" in run("targets").stdout
     listed = json.loads(run("targets", "--json").stdout)["targets"]
