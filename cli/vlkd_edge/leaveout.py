@@ -132,7 +132,7 @@ def _table(
     config: Config, plan: Plan, cells: Sequence[Cell], command: str, contracts: Sequence[Mapping[str, Any]]
 ) -> LeaveOutTable:
     distill = dataclasses.asdict(config.distill)
-    for name in ("method", "seed"):
+    for name in ("method", "seed", "processes"):
         del distill[name]
     return LeaveOutTable(
         cells=tuple(sorted(cells, key=lambda cell: (TEACHER, *plan.methods).index(cell.method))),
