@@ -84,6 +84,13 @@ def check_beforehand(config: Config) -> None:
             f"'same_aug' with teacher.model = '{config.teacher.model}'."
         )
         raise ConfigError(msg)
+    draws_styles = config.distill.method == "vlkd" and config.distill.style_share > 0
+    if form_of(config.teacher.model) == "store" and draws_styles:
+        msg = (
+            "A store of embeddings knows no style views: expected another method than 'vlkd' (distill.method), such as "
+            f"'vl2v-adip', or distill.style_share = 0, with teacher.model = '{config.teacher.model}'."
+        )
+        raise ConfigError(msg)
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         msg = f"A build needs packages that are not installed ({', '.join(missing)}): pip install 'vlkd-edge[build]'"

@@ -15,7 +15,6 @@ from vlkd_bench.samples import Sample
 from vlkd_distill.augmentation import Augmentation
 from vlkd_distill.specs import MethodName, Settings
 from vlkd_runtime.atomic import write_bytes, write_text
-from vlkd_runtime.errors import ConfigError
 
 from . import sharded
 from .learn import Learning, load_vectors, teacher_key
@@ -216,17 +215,7 @@ def _training_data(
 def _styled(
     learning: Learning, settings: Settings, samples: Sequence[Sample], store: StageResult
 ) -> StyledStore:
-    """Style views of the train images with the teacher's embeddings of them.
-
-    Raises:
-        ConfigError: the images lie in shards, which are read once and in order.
-    """
-    if sharded.learns_from_shards(learning.config):
-        msg = (
-            "Style views are drawn from image files: expected a data folder with distill.method = 'vlkd', found "
-            "shards. Unpack them, set distill.style_share = 0, or choose another method."
-        )
-        raise ConfigError(msg)
+    """Style views of the train images with the teacher's embeddings of them."""
 
     def work(folder: Path) -> None:
         from vlkd_distill import styled
@@ -234,8 +223,21 @@ def _styled(
         total = len(samples) * len(settings.styles)
         with learning.live.task("drawing other styles", total) as advance:
             cache = learning.workspace.cache / "styled"
-            styled.build(folder, samples, learning.spec, settings.styles, learning.teacher(), cache, advance)
+            own = None
+            if sharded.learns_from_shards(learning.config):
+                own = PixelStore.open(store.folder, samples).pixels
+            styled.build(
+                folder,
+                samples,
+                learning.spec,
+                settings.styles,
+                learning.teacher(),
+                cache,
+                advance,
+                pixels_of=own,
+            )
 
+    from vlkd_distill.pixels import PixelStore
     from vlkd_distill.styled import StyledStore
 
     inputs = {

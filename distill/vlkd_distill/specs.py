@@ -61,7 +61,7 @@ class Settings:
         processes: how many share the work of each batch; the result is the same up to rounding.
     """
 
-    method: MethodName = "vl2v-adip"
+    method: MethodName = "vlkd"
     epochs: int = 2
     lr: float = 2e-4
     align_epochs: int = 30

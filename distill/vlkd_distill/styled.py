@@ -85,6 +85,8 @@ def build(
     teacher: Teacher,
     cache: Path,
     progress: Callable[[int], None] = lambda _: None,
+    *,
+    pixels_of: npt.NDArray[np.uint8] | None = None,
 ) -> StyledStore:
     """Draw every image in every style and embed it, taking from the cache what is there.
 
@@ -99,6 +101,8 @@ def build(
         teacher: whom to ask.
         cache: where shards lie.
         progress: called with the number of views just finished.
+        pixels_of: the images as the student sees them, ``(N, H, W, 3)``, for samples that are no files, as those of
+            shards; lines are then as coarse as these.
 
     Raises:
         ConfigError: unknown style.
@@ -114,12 +118,13 @@ def build(
         folder / "embeddings.npy", mode="w+", dtype=np.float32, shape=(*shape, teacher.dim)
     )
     for start, chunk in _shards(samples):
-        contents = [hashlib.sha256(sample.path.read_bytes()).digest() for sample in chunk]
+        own = None if pixels_of is None else pixels_of[start : start + len(chunk)]
+        contents = _contents(chunk, own)
         for position, style in enumerate(styles):
             path = cache / f"{_key(teacher.fingerprint, style, spec, contents)}.safetensors"
             stored = _stored(path, len(chunk), spec, teacher.dim)
             if stored is None:
-                stored = _draw(chunk, contents, style, spec, teacher)
+                stored = _draw(chunk, contents, style, spec, teacher, own)
                 write_bytes(path, write_tensors({"pixels": stored[0], "embedding": stored[1]}, {}))
             rows = slice(start, start + len(chunk))
             pixels[position, rows], embeddings[position, rows] = stored
@@ -148,20 +153,33 @@ def _shards(samples: Sequence[Sample]) -> list[tuple[int, Sequence[Sample]]]:
     return shards
 
 
+def _contents(samples: Sequence[Sample], own: npt.NDArray[np.uint8] | None) -> list[bytes]:
+    """Hash of each image: of its file, or of its pixels where it has none."""
+    if own is not None:
+        return [hashlib.sha256(np.ascontiguousarray(row).tobytes()).digest() for row in own]
+    return [hashlib.sha256(sample.path.read_bytes()).digest() for sample in samples]
+
+
 def _draw(
-    samples: Sequence[Sample], contents: Sequence[bytes], style: str, spec: PreprocessSpec, teacher: Teacher
+    samples: Sequence[Sample],
+    contents: Sequence[bytes],
+    style: str,
+    spec: PreprocessSpec,
+    teacher: Teacher,
+    own: npt.NDArray[np.uint8] | None,
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
     large = PreprocessSpec(_SIDE, _SIDE, spec.resize, spec.crop_fraction, spec.interpolation)
     pixels: list[npt.NDArray[np.uint8]] = []
     rows: list[npt.NDArray[np.float32]] = []
     for start in range(0, len(samples), 32):
+        part = slice(start, start + 32)
+        images = (
+            [_tensor(prepare(sample.path, large)) for sample in samples[part]]
+            if own is None
+            else [_enlarged(row) for row in own[part]]
+        )
         views = torch.stack(
-            [
-                view(_tensor(prepare(sample.path, large)), style, content)
-                for sample, content in zip(
-                    samples[start : start + 32], contents[start : start + 32], strict=True
-                )
-            ]
+            [view(image, style, content) for image, content in zip(images, contents[part], strict=True)]
         )
         rows.append(teacher.embed_views(views).numpy())
         small = F.interpolate(views, (spec.height, spec.width), mode="bilinear", antialias=True)
@@ -176,6 +194,11 @@ def _draw(
 
 def _tensor(pixels: npt.NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255.0
+
+
+def _enlarged(pixels: npt.NDArray[np.uint8]) -> Tensor:
+    image = _tensor(np.array(pixels))[None]
+    return F.interpolate(image, (_SIDE, _SIDE), mode="bicubic", antialias=True)[0].clamp(0, 1)
 
 
 def _stored(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vlkd_edge import config
+from vlkd_edge import build, config
 from vlkd_runtime.errors import ConfigError
 
 
@@ -143,3 +143,21 @@ def test_the_real_clip_recipe_differs_in_the_teacher_only() -> None:
     stand_in, real = (config.load(folder / f"pacs-{name}.toml").as_json() for name in ("standin", "clip"))
     different = {key for key in stand_in if stand_in[key] != real[key]}
     assert different == {"name", "teacher"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        (["distill.teacher_view=same_aug"], "knows no random views: expected distill.teacher_view"),
+        (["distill.teacher_view=clean_cached"], "knows no style views: expected another method than 'vlkd'"),
+    ],
+    ids=["random views", "style views"],
+)
+def test_a_store_is_not_asked_for_what_it_cannot_know(
+    tmp_path: Path, settings: list[str], match: str
+) -> None:
+    (tmp_path / "store.safetensors").write_bytes(b"")
+    named = f"teacher.model=store:{tmp_path / 'store.safetensors'}"
+    loaded = config.load(None, settings=[named, *settings])
+    with pytest.raises(ConfigError, match=match):
+        build.check_beforehand(loaded)

@@ -85,6 +85,27 @@ def test_each_view_is_the_image_in_a_style_with_the_teachers_answer_to_it(
             assert np.abs(store.pixels[position, row] - expected).max() <= 0.51
 
 
+def test_samples_that_are_no_files_are_drawn_from_their_pixels(
+    tmp_path: Path, samples: tuple[Sample, ...]
+) -> None:
+    own = np.random.default_rng(5).integers(0, 256, (5, 24, 24, 3), dtype=np.uint8)
+    bare = [Sample(Path("nowhere") / str(row), s.image, s.domain, s.label) for row, s in enumerate(samples)]
+    teacher = Asked()
+    (tmp_path / "out").mkdir()
+    store = styled.build(tmp_path / "out", bare, SPEC, ("grey",), teacher, tmp_path / "cache", pixels_of=own)
+    for row, pixels in enumerate(own):
+        seed = hashlib.sha256(hashlib.sha256(pixels.tobytes()).digest() + b"grey").digest()[:7]
+        generator = torch.Generator().manual_seed(int.from_bytes(seed, "big"))
+        image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+        large = torch.nn.functional.interpolate(image, (192, 192), mode="bicubic", antialias=True)
+        view = stylise.STYLES["grey"](large[0].clamp(0, 1), generator)
+        assert np.allclose(store.embeddings[0, row], view.mean((1, 2)) + 0.1, atol=1e-6)
+    again = Asked()
+    (tmp_path / "again").mkdir()
+    styled.build(tmp_path / "again", bare, SPEC, ("grey",), again, tmp_path / "cache", pixels_of=own)
+    assert teacher.views == 5 and again.views == 0
+
+
 def test_what_is_known_is_not_asked_again(tmp_path: Path, samples: tuple[Sample, ...]) -> None:
     first = built(tmp_path, samples, Asked())
     again = Asked()
