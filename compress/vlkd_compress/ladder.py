@@ -272,4 +272,4 @@ def plan(
     yield from escalate
     names = {recipe.name for recipe in first}
     # Only after the ranking: what is tried last is judged where its neighbours on the ladder are.
-    yield from (Rung.of(recipe, ranked=climbs) for recipe in last if recipe.name not in names)
+    yield from (Rung.of(recipe, ranked=head is not None) for recipe in last if recipe.name not in names)
