@@ -27,7 +27,7 @@ from vlkd_runtime.atomic import write_bytes, write_text
 from vlkd_runtime.errors import ConfigError
 from vlkd_runtime.vectors import ClassVectors
 
-from . import learn, ship, synthesising, teach
+from . import learn, sharded, ship, synthesising, teach
 from .build import check_beforehand
 from .config import Config
 from .facts import Images, contract, stand_ins
@@ -173,8 +173,12 @@ def _held_out(
         "test": content_key(images.test),
         "preprocess": dataclasses.asdict(learning.spec),
     }
+    trained_on = {
+        method: content_key(own.train) if own is not images else sharded.train_key(config, own.train)
+        for method, (own, _) in seen.items()
+    }
     keys = {
-        (method, seed): _key(_seeded(learning, seed), method, content_key(own.train), basis)
+        (method, seed): _key(_seeded(learning, seed), method, trained_on[method], basis)
         for method, (own, _) in seen.items()
         for seed in plan.seeds
     }

@@ -8,12 +8,13 @@ student's size where a stage asks for some (`files`).
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlkd_bench.samples import Sample
-from vlkd_distill.data import DomainDataset, split_of
+from vlkd_distill.data import DomainDataset, content_key, split_of
 from vlkd_distill.shards import PREFIX, domains_of, find_shards, shards_key
 
 from .config import Config
@@ -145,6 +146,14 @@ def _imported(learning: Learning) -> StageResult:
         "preprocess": dataclasses.asdict(learning.spec),
     }
     return learning.workspace.stage("import", inputs, work)
+
+
+def train_key(config: Config, samples: Sequence[Sample]) -> str:
+    """Hash of train images' content: of their files, or of the shards and the names that they are picked by."""
+    if not learns_from_shards(config):
+        return content_key(samples)
+    names = "\n".join(f"{sample.image} {sample.label}" for sample in samples)
+    return hashlib.sha256(f"{_key(config)}\n{names}".encode()).hexdigest()
 
 
 def _key(config: Config) -> str:

@@ -67,7 +67,7 @@ def test_json_holds_a_row_for_each_cell_with_its_images() -> None:
     assert len(plain["rows"]) == 11
     assert plain["rows"][0] == {
         "dataset": "demo", "method": "teacher", "held_out": "sketch", "seed": 0, "accuracy": 0.97,
-        "source_accuracy": pytest.approx(1.02),
+        "source_accuracy": pytest.approx(1.02), "key": "",
     }  # fmt: skip
     assert {"images": 910, "accepted": pytest.approx(0.9), "distance": 0.4, "vendi": 5.0}.items() <= (
         plain["rows"][-1].items()

@@ -234,7 +234,7 @@ def test_a_bundle_for_rtx_carries_the_engine_of_its_preflight(
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=600)
     answer = json.loads(done.stdout.strip().splitlines()[-1])
     if answer["preflight"]["verdict"] == "not run":
-        pytest.skip(answer["preflight"]["reason"])
+        pytest.skip(answer["preflight"]["detail"])
     assert done.returncode == 0, done.stderr
     bundle = Bundle.open(out / "bundle")
     (engine,) = bundle.manifest.engines
@@ -252,7 +252,7 @@ def test_a_target_that_refuses_gets_no_bundle(built: tuple[Path, dict[str, Any]]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=600)
     answer = json.loads(done.stdout.strip().splitlines()[-1])
     assert (done.returncode, answer["preflight"]["verdict"]) == (1, "fail"), done.stderr
-    assert "VP021 memory" in answer["preflight"]["reason"]
+    assert "VP021 memory" in answer["preflight"]["detail"]
     assert not (out / "bundle").exists() and not list(out.glob("*.vlkd"))
 
 

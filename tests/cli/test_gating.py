@@ -216,6 +216,8 @@ def test_an_interrupted_bench_leaves_the_log_as_it_was(bundle: Path, measured: P
         stderr=subprocess.PIPE,
         start_new_session=True,
         text=True,
+        # A shell that runs the tests in the background makes everything below it ignore interrupts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not children(process.pid) and time.monotonic() < deadline:

@@ -41,7 +41,7 @@ def test_shards_give_the_table_of_their_folder(world: Path, tmp_path: Path, benc
     assert code == 0, errors
     assert by_shards["rows"][0]["dataset"] == "shards"
     for one, other in zip(by_folder["rows"], by_shards["rows"], strict=True):
-        assert {**one, "dataset": ""} == {**other, "dataset": ""}
+        assert {**one, "dataset": "", "key": ""} == {**other, "dataset": "", "key": ""}
     assert by_shards["command"].startswith("vlkd-edge bench dg --dataset 'wds:*.tar'")
     # Train images are in stores at the student's size; no file of theirs was written.
     images = {path.name for path in (tmp_path / "b").rglob("*.png")} - {"table.png"}

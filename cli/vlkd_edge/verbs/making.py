@@ -39,7 +39,9 @@ def build(
     if target is not None:
         settings.append(f'target="{target}"')
     try:
-        loaded = configuration.load(config or configuration.DEMO, var or [], settings)
+        own_data = any(setting.startswith("data.root=") for setting in settings)
+        recipe = config or (None if own_data else configuration.DEMO)
+        loaded = configuration.load(recipe, var or [], settings)
         outcome = run(loaded, out, cache or out / "cache", stderr())
     except KeyboardInterrupt:
         print("Interrupted. What is finished is kept; the same command goes on.", file=sys.stderr)
