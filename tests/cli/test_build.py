@@ -253,7 +253,7 @@ def test_a_target_that_refuses_gets_no_bundle(built: tuple[Path, dict[str, Any]]
     answer = json.loads(done.stdout.strip().splitlines()[-1])
     assert (done.returncode, answer["preflight"]["verdict"]) == (1, "fail"), done.stderr
     assert "VP021 memory" in answer["preflight"]["detail"]
-    assert not (out / "bundle").exists() and not list(out.glob("*.vlkd"))
+    assert not (out / "bundle").exists() and not list(out.glob("*tight*.vlkd"))
 
 
 def test_a_damaged_stage_is_done_again(built: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
