@@ -31,6 +31,23 @@ RequireSignature = Annotated[
     bool, typer.Option("--require-signature", help="Refuse to go on without a --public-key to check.")
 ]
 
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", "-c", help="vlkd.toml or a recipe; the demo's if absent.")
+]
+OutFolder = Annotated[Path, typer.Option("--out", "-o", help="Output folder.")]
+CacheFolder = Annotated[
+    Path | None, typer.Option(help="Where the teacher's answers are kept; share it between runs.")
+]
+TableName = Annotated[str, typer.Option(help="Name of the files in the output folder.")]
+Variables = Annotated[
+    list[str] | None, typer.Option(help="name=value: override one of the configuration's variables.")
+]
+SettingsWords = Annotated[
+    list[str] | None, typer.Option("--set", help="section.key=value: override any setting.")
+]
+Dataset = Annotated[str | None, typer.Option(help="Folder laid out as <domain>/<class>/<image>, or 'demo'.")]
+Seeds = Annotated[str, typer.Option(help="Seeds, with commas between them.")]
+
 
 def stderr() -> Console:
     """For progress and errors."""

@@ -9,23 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
-from ..options import Json, stderr, stdout
+from ..options import CacheFolder, ConfigFile, Json, OutFolder, SettingsWords, Variables, stderr, stdout
 
 
 def build(
     target: Annotated[str | None, typer.Option(help="Device; see 'vlkd-edge targets'.")] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", "-c", help="vlkd.toml or a recipe; the embedded demo if absent."),
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")] = Path("vlkd-out"),
-    cache: Annotated[
-        Path | None, typer.Option(help="Where teacher embeddings are kept; share it between builds.")
-    ] = None,
-    var: Annotated[list[str] | None, typer.Option(help="name=value: override a variable of [vars].")] = None,
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value: override any setting.")
-    ] = None,
+    config: ConfigFile = None,
+    out: OutFolder = Path("vlkd-out"),
+    cache: CacheFolder = None,
+    var: Variables = None,
+    setting: SettingsWords = None,
     as_json: Json = False,
 ) -> None:
     """Distill, compress under the guard, check against TensorRT, bundle, measure and report.
@@ -112,9 +105,9 @@ def synth(
         Path | None,
         typer.Option("--config", "-c", help="vlkd.toml with a [synthesis] section; the demo's if absent."),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")] = Path("vlkd-out/synth"),
+    out: OutFolder = Path("vlkd-out/synth"),
     cache: Annotated[Path | None, typer.Option(help="Where an exported teacher is kept.")] = None,
-    var: Annotated[list[str] | None, typer.Option(help="name=value: override a variable of [vars].")] = None,
+    var: Variables = None,
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", help="Override any setting, such as synthesis.rule=mix."),
@@ -188,7 +181,7 @@ def compress(
     ] = False,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the engine in races.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of calibration images.")] = 0,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")] = Path("vlkd-out/compress"),
+    out: OutFolder = Path("vlkd-out/compress"),
     as_json: Json = False,
 ) -> None:
     """Quantize any ONNX image classifier as far as accuracy on held-out domains allows, and say what it cost.

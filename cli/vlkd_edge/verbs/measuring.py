@@ -9,7 +9,23 @@ from typing import Annotated
 
 import typer
 
-from ..options import BundlePath, EngineName, Json, choice, command_words, stderr, stdout
+from ..options import (
+    BundlePath,
+    CacheFolder,
+    ConfigFile,
+    Dataset,
+    EngineName,
+    Json,
+    OutFolder,
+    Seeds,
+    SettingsWords,
+    TableName,
+    Variables,
+    choice,
+    command_words,
+    stderr,
+    stdout,
+)
 
 
 def bench(
@@ -79,28 +95,24 @@ def bench(
 
 
 def bench_dg(
-    dataset: Annotated[
-        str | None, typer.Option(help="Folder laid out as <domain>/<class>/<image>, or 'demo'.")
-    ] = None,
-    methods: Annotated[str, typer.Option(help="Methods, with commas between them.")] = "erm,kd,vl2v-adip",
+    dataset: Dataset = None,
+    methods: Annotated[
+        str, typer.Option(help="Methods, with commas between them.")
+    ] = "erm,kd,vl2v-adip,vlkd",
     held_out: Annotated[str, typer.Option(help="Domains to leave out, one at a time, or 'all'.")] = "all",
-    seeds: Annotated[str, typer.Option(help="Seeds, with commas between them.")] = "0",
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="vlkd.toml or a recipe; the demo's if absent.")
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")] = Path("vlkd-out/dg"),
-    cache: Annotated[Path | None, typer.Option(help="Where teacher embeddings are kept.")] = None,
-    name: Annotated[str, typer.Option(help="Name of the table's files in the output folder.")] = "table",
+    seeds: Seeds = "0",
+    config: ConfigFile = None,
+    out: OutFolder = Path("vlkd-out/dg"),
+    cache: CacheFolder = None,
+    name: TableName = "table",
     add_to: Annotated[
         Path | None,
         typer.Option(
             help="An earlier table (JSON): its cells are not run again, and the new ones are added."
         ),
     ] = None,
-    var: Annotated[list[str] | None, typer.Option(help="name=value: override a variable of [vars].")] = None,
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value: override any setting.")
-    ] = None,
+    var: Variables = None,
+    setting: SettingsWords = None,
     as_json: Json = False,
 ) -> None:
     """Leave one domain out at a time: train, export and measure every method, beside the teacher.
@@ -136,9 +148,7 @@ def bench_dg(
 
 
 def bench_disjoint(
-    dataset: Annotated[
-        str | None, typer.Option(help="Folder laid out as <domain>/<class>/<image>, or 'demo'.")
-    ] = None,
+    dataset: Dataset = None,
     methods: Annotated[
         str, typer.Option(help="Methods that predict by class vectors, or parts of vlm-ood: ce-only, ...")
     ] = "ce-only,vlm-ood",
@@ -149,16 +159,12 @@ def bench_disjoint(
     seeds: Annotated[
         str, typer.Option(help="Seeds of training and of the draw of unseen classes, with commas.")
     ] = "0",
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="vlkd.toml or a recipe; the demo's if absent.")
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")] = Path("vlkd-out/disjoint"),
-    cache: Annotated[Path | None, typer.Option(help="Where teacher embeddings are kept.")] = None,
-    name: Annotated[str, typer.Option(help="Name of the table's files in the output folder.")] = "table",
-    var: Annotated[list[str] | None, typer.Option(help="name=value: override a variable of [vars].")] = None,
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value: override any setting.")
-    ] = None,
+    config: ConfigFile = None,
+    out: OutFolder = Path("vlkd-out/disjoint"),
+    cache: CacheFolder = None,
+    name: TableName = "table",
+    var: Variables = None,
+    setting: SettingsWords = None,
     as_json: Json = False,
 ) -> None:
     """Train on the images of some classes, measure on the others: in the sources and in a domain left out.
@@ -190,27 +196,21 @@ def bench_disjoint(
 
 
 def bench_data_free(
-    dataset: Annotated[
-        str | None, typer.Option(help="Folder laid out as <domain>/<class>/<image>, or 'demo'.")
-    ] = None,
+    dataset: Dataset = None,
     held_out: Annotated[str, typer.Option(help="The domain that nothing learns from.")] = "sketch",
-    seeds: Annotated[str, typer.Option(help="Seeds, with commas between them.")] = "0",
+    seeds: Seeds = "0",
     rows: Annotated[
         str | None, typer.Option(help="Rows, with commas between them; all there are if absent.")
     ] = None,
     inversion_images: Annotated[
         int | None, typer.Option(min=2, help="Images a class of the inversion rows, which are dear.")
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="vlkd.toml or a recipe; the demo's if absent.")
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")] = Path("vlkd-out/data-free"),
-    cache: Annotated[Path | None, typer.Option(help="Where teacher embeddings are kept.")] = None,
-    name: Annotated[str, typer.Option(help="Name of the table's files in the output folder.")] = "data-free",
+    config: ConfigFile = None,
+    out: OutFolder = Path("vlkd-out/data-free"),
+    cache: CacheFolder = None,
+    name: TableName = "data-free",
     note: Annotated[list[str] | None, typer.Option(help="A sentence to put beneath the table.")] = None,
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value: override any setting.")
-    ] = None,
+    setting: SettingsWords = None,
     as_json: Json = False,
 ) -> None:
     """Train on images made from class names, by each prompt rule, beside the same student on real images.
@@ -264,9 +264,9 @@ def align(
     demo_images: Annotated[
         int, typer.Option(min=1, help="Images per class and style of the demo world.")
     ] = 20,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")] = Path("vlkd-out/align"),
-    cache: Annotated[Path | None, typer.Option(help="Where teacher embeddings are kept.")] = None,
-    name: Annotated[str, typer.Option(help="Name of the files in the output folder.")] = "align",
+    out: OutFolder = Path("vlkd-out/align"),
+    cache: CacheFolder = None,
+    name: TableName = "align",
     as_json: Json = False,
 ) -> None:
     """Measure how much of the teacher's space a bundle's student kept: distances, neighbours, rankings."""
