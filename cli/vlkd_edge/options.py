@@ -18,7 +18,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder or .vlkd archive.")]
 EngineName = Annotated[str, typer.Option(help="Inference engine; 'auto' takes the best one here.")]
 TargetsFile = Annotated[
-    Path | None, typer.Option(help="TOML file with [targets.NAME] tables of your own; a vlkd.toml will do.")
+    Path | None, typer.Option(help="TOML file with targets.NAME tables of your own; a vlkd.toml will do.")
 ]
 VariantName = Annotated[
     str | None, typer.Option(help="Which of the bundle's graphs; the one that suits the engine if absent.")

@@ -103,7 +103,7 @@ def synth(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option("--config", "-c", help="vlkd.toml with a [synthesis] section; the demo's if absent."),
+        typer.Option("--config", "-c", help="vlkd.toml with a 'synthesis' section; the demo's if absent."),
     ] = None,
     out: OutFolder = Path("vlkd-out/synth"),
     cache: Annotated[Path | None, typer.Option(help="Where an exported teacher is kept.")] = None,
