@@ -160,8 +160,7 @@ def _build(config: Config, target: Target, workspace: Workspace, live: Live, con
     if compressed.chosen is None or refused:
         Places.of(workspace.root, config.name, target.name).clear()
         return reporting.finish(facts, workspace, None, None, console)
-    floating = student.folder / "model.onnx"
-    bundle = write(shared, target, compressed.shown, floating, usable, facts, workspace.root)
+    bundle = write(shared, target, compressed.shown, compressed.floating, usable, facts, workspace.root)
     measured, latency = ship.measure_shipped(
         shared, bundle.folder, bundle.digest, images.test, _stable(facts.machine)
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,15 +72,40 @@ class Task:
     threads: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A graph that training made for some rungs.
+
+    Attributes:
+        stage: holds ``model.onnx``: a float graph for the rungs' recipes, or for rungs without one the candidate.
+        steps: what was done to the float model so far, in order.
+        planned: names of the layers it quantizes, if it is a candidate that does.
+    """
+
+    stage: StageResult
+    steps: tuple[str, ...]
+    planned: tuple[str, ...] | None = None
+
+
 @dataclass(slots=True)
 class Climber:
-    """Makes, races and judges candidates of one task, as stages of a workspace."""
+    """Makes, races and judges candidates of one task, as stages of a workspace.
+
+    Attributes:
+        task: what is compressed.
+        workspace: where stages lie.
+        live: progress.
+        starts: makes the graphs that rungs name, when a rung is tried; a `RefusalError` refuses the rung.
+        ranking: of the layers, once they have been ranked.
+    """
 
     task: Task
     workspace: Workspace
     live: Live
+    starts: Mapping[str, Callable[[], Start]] = field(default_factory=dict)
     ranking: Ranking | None = None
-    _calibration: Calibration | None = None
+    _calibrations: dict[Path, Calibration] = field(default_factory=dict)
+    _floats: dict[str, Path] = field(default_factory=dict)
     _keys: dict[str, str] = field(default_factory=dict)
     _made: dict[Path, tuple[str, StageResult]] = field(default_factory=dict)
 
@@ -89,15 +115,19 @@ class Climber:
         budget: GuardBudget,
         limits: Limits,
         *,
+        bolder: Sequence[Rung] = (),
+        escalate: Sequence[Rung] = (),
         ranked: bool = True,
         early: bool = True,
     ) -> Climb:
-        """Climb from the first recipe down.
+        """Climb from the boldest rung down.
 
         Args:
             recipes: boldest first.
             budget: what may be lost.
             limits: when to stop.
+            bolder: rungs before the recipes, such as pruned students.
+            escalate: rungs after the ranked ones, such as students trained with quantization.
             ranked: whether layers are ranked when the bold recipes fail; otherwise only these are tried.
             early: whether a clear answer may come before all held-out images are answered.
 
@@ -108,15 +138,20 @@ class Climber:
         first = self.quickest([recipe for recipe in recipes if recipe.kind not in LAST])
         last = [recipe for recipe in recipes if recipe.kind in LAST]
         ranked = ranked and bool(first) and bool(self._ranking_images())
-        plain = (Rung.of(item) for item in (*first, *last))
+        if ranked:
+            rungs = plan(first, self.rank, layers=self.layers, last=last, escalate=escalate)
+            bold = len(bolder) + len(first)
+        else:
+            plain = [*map(Rung.of, first), *escalate, *map(Rung.of, last)]
+            rungs, bold = iter(plain), len(bolder) + len(plain)
         return climb(
-            plan(first, self.rank, layers=self.layers, last=last) if ranked else plain,
+            itertools.chain(bolder, rungs),
             self.make,
             self.task.reference,
             self.answer,
             budget,
             limits,
-            bold=len(first) if ranked else len(first) + len(last),
+            bold=bold,
             ranked=ranked,
             early=early,
             say=lambda text: self.live.say(f"guard: {text}"),
@@ -124,27 +159,49 @@ class Climber:
 
     def make(self, rung: Rung) -> Made:
         """Make a rung's candidate and race it where the target's engine runs."""
-        assert rung.recipe is not None
-        made = self.candidate(rung.recipe)
-        report = json.loads((made.folder / "report.json").read_text())
-        if report["refusal"]:
-            return Made(rung, None, report["refusal"], None, None, 0)
+        start = None
+        if rung.graph:
+            try:
+                start = self.starts[rung.graph]()
+            except CalibrationError:
+                raise
+            except RefusalError as error:
+                return Made(rung, None, str(error), None, None, 0)
+        if rung.recipe is None:
+            assert start is not None
+            made, fused = start.stage, self._fused(start)
+        else:
+            made = self.candidate(rung.recipe, start)
+            report = json.loads((made.folder / "report.json").read_text())
+            if report["refusal"]:
+                return Made(rung, None, report["refusal"], None, None, 0)
+            fused = None if report["fused"] is None else FusedCount(**report["fused"])
         model = made.folder / "model.onnx"
         self._made[model] = rung.name, made
-        fused = None if report["fused"] is None else FusedCount(**report["fused"])
-        speed = self.speed(rung.recipe, made)
+        if start is not None and rung.recipe is not None:
+            self._floats[rung.name] = start.stage.folder / "model.onnx"
+        speed = self.speed(rung.name, made)
         refusal = ""
         if speed is not None and speed.slower:
             refusal = f"slower than float on the target's engine: {speed.describe()}"
-        return Made(
-            rung, Candidate(rung.name, model, rung.steps), refusal, speed, fused, model.stat().st_size
-        )
+        steps = (*start.steps, *rung.steps) if start is not None else rung.steps
+        return Made(rung, Candidate(rung.name, model, steps), refusal, speed, fused, model.stat().st_size)
+
+    def floating(self, name: str) -> Path:
+        """The float graph that a candidate was made of: the task's own, or that of its start."""
+        return self._floats.get(name, self.task.model)
+
+    def _fused(self, start: Start) -> FusedCount | None:
+        """What ONNX Runtime makes of the layers that training quantized."""
+        if start.planned is None or self.task.dialect != "cpu":
+            return None
+        return count_fused(start.stage.folder / "model.onnx", len(start.planned))
 
     def quickest(self, recipes: Sequence[Recipe]) -> list[Recipe]:
         """The recipes, fastest first where the target's engine runs here; as given elsewhere."""
         if self.task.dialect != "cpu" or len(recipes) < 2:
             return list(recipes)
-        speeds = {recipe.name: self.speed(recipe, self.candidate(recipe)) for recipe in recipes}
+        speeds = {recipe.name: self.speed(recipe.name, self.candidate(recipe)) for recipe in recipes}
 
         def ratio(recipe: Recipe) -> float:
             speed = speeds[recipe.name]
@@ -152,14 +209,14 @@ class Climber:
 
         return sorted(recipes, key=ratio, reverse=True)
 
-    def candidate(self, recipe: Recipe) -> StageResult:
-        """The stage that writes a candidate, or says why there can be none."""
+    def candidate(self, recipe: Recipe, start: Start | None = None) -> StageResult:
+        """The stage that writes a candidate from the float model or another start, or says why there can be none."""
 
         def work(folder: Path) -> None:
             target, refusal, planned = folder / "model.onnx", "", None
             with self.live.task(f"making {recipe.name}", None):
                 try:
-                    report = make(recipe, self.calibration(), target)
+                    report = make(recipe, self.calibration(start), target)
                     planned = getattr(report, "quantized", None)
                 except CalibrationError:  # no other recipe would do better
                     raise
@@ -171,23 +228,23 @@ class Climber:
             told = {"refusal": refusal, "planned": planned, "fused": fused}
             write_text(folder / "report.json", json.dumps(told, indent=1))
 
-        return self.workspace.stage(f"candidate-{recipe.name}", self._inputs(recipe), work)
+        return self.workspace.stage(f"candidate-{recipe.name}", self._inputs(recipe, start), work)
 
     def layers(self, recipe: Recipe) -> int:
         """How many layers a recipe quantizes; none if that cannot be done, or makes the graph slower."""
         made = self.candidate(recipe)
-        report, speed = json.loads((made.folder / "report.json").read_text()), self.speed(recipe, made)
+        report, speed = json.loads((made.folder / "report.json").read_text()), self.speed(recipe.name, made)
         return 0 if speed is not None and speed.slower else len(report["planned"] or ())
 
-    def speed(self, recipe: Recipe, made: StageResult) -> Speed | None:
-        """The race against the float graph; None where the target's engine does not run, or there is no model."""
+    def speed(self, name: str, made: StageResult) -> Speed | None:
+        """The race against the float model; None where the target's engine does not run, or there is no model."""
         model = made.folder / "model.onnx"
         if self.task.dialect != "cpu" or not model.exists():
             return None
 
         def work(folder: Path) -> None:
             image = prepare(self.task.calibration[0].path, self.task.spec)[np.newaxis]
-            with self.live.task(f"racing {recipe.name}", None):
+            with self.live.task(f"racing {name}", None):
                 found = race(self.task.model, model, image, threads=self.task.threads)
             write_text(folder / "speed.json", json.dumps(dataclasses.asdict(found), indent=1))
 
@@ -198,7 +255,7 @@ class Climber:
             "machine": [machine.cpu_model, list(machine.isa)],
             **versions("onnxruntime"),
         }
-        stage = self.workspace.stage(f"race-{recipe.name}", inputs, work)
+        stage = self.workspace.stage(f"race-{name}", inputs, work)
         return Speed(**json.loads((stage.folder / "speed.json").read_text()))
 
     def answer(self, model: Path, images: Sequence[str], /) -> tuple[PredictionRow, ...]:
@@ -229,7 +286,7 @@ class Climber:
         """Rank the layers on the held-out images set apart for that."""
         chosen = self._ranking_images()
         made = self.candidate(recipe)
-        speed = self.speed(recipe, made)
+        speed = self.speed(recipe.name, made)
         saved = None if speed is None else 1000 * (speed.float_ms - speed.candidate_ms)
 
         def work(folder: Path) -> None:
@@ -268,17 +325,18 @@ class Climber:
             if is_for_ranking(sample.source or sample.image) and sample.label != ABSENT
         )
 
-    def calibration(self) -> Calibration:
-        """The float graph with its calibration images; read when the first candidate is really made."""
-        if self._calibration is None:
+    def calibration(self, start: Start | None = None) -> Calibration:
+        """A float graph with the calibration images; read when its first candidate is really made."""
+        model = self.task.model if start is None else start.stage.folder / "model.onnx"
+        if model not in self._calibrations:
             images = CalibrationImages.load(self.task.calibration, self.task.spec)
-            self._calibration = Calibration(self.task.model, images)
-        return self._calibration
+            self._calibrations[model] = Calibration(model, images)
+        return self._calibrations[model]
 
-    def _inputs(self, recipe: Recipe) -> Mapping[str, Any]:
+    def _inputs(self, recipe: Recipe, start: Start | None) -> Mapping[str, Any]:
         return {
             "recipe": dataclasses.asdict(recipe),
-            "model": self.task.key,
+            "model": self.task.key if start is None else start.stage.key,
             "calibration": self._content("calibration", self.task.calibration),
             "preprocess": dataclasses.asdict(self.task.spec),
             **versions("onnx", "onnxruntime", "pillow", "vlkd-edge"),

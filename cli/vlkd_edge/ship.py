@@ -102,6 +102,7 @@ class Compressed:
         trials: every candidate that was judged.
         budget: what was allowed.
         climb: all that was tried, refused candidates included.
+        floating: the float graph of the candidate that is shown.
     """
 
     chosen: Candidate | None
@@ -109,6 +110,7 @@ class Compressed:
     trials: tuple[Trial, ...]
     budget: GuardBudget
     climb: Climb
+    floating: Path
 
     @property
     def shown(self) -> Trial:
@@ -169,7 +171,10 @@ def compress(
     if not outcome.trials:
         raise GuardError(climb.explain())
     key = outcome.chosen.path.parent.name if outcome.chosen is not None else ""
-    return Compressed(outcome.chosen, key, outcome.trials, outcome.budget, climb)
+    shown = outcome.chosen or outcome.trials[-1].candidate
+    return Compressed(
+        outcome.chosen, key, outcome.trials, outcome.budget, climb, climber.floating(shown.name)
+    )
 
 
 def _calibration(
@@ -200,7 +205,7 @@ def _calibration(
 
 def precision(candidate: Candidate) -> str:
     """Precision of a candidate's weights, as the manifest names it."""
-    return "float16" if candidate.name.startswith("fp16") else "int8"
+    return "float16" if "fp16" in candidate.name.split("-") else "int8"
 
 
 def preflight(ship: Shipping, compressed: Compressed) -> Mapping[str, Any] | None:

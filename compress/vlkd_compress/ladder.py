@@ -45,18 +45,21 @@ class Rung:
         name: what the record calls it.
         steps: what is done to the float model, in order.
         ranked: whether it rests on the ranking images; those then do not judge it.
-        recipe: how it is made; None for a rung of another kind, such as a pruned student.
+        recipe: what is done to its float graph; None where the graph that ``graph`` names is itself the candidate.
+        graph: names a graph that training has to make first, such as a pruned student; "" for the float model.
     """
 
     name: str
     steps: tuple[str, ...]
     ranked: bool
     recipe: Recipe | None = None
+    graph: str = ""
 
     @classmethod
-    def of(cls, recipe: Recipe, *, ranked: bool = False) -> Rung:
-        """The rung on which a recipe stands."""
-        return cls(recipe.name, recipe.steps, ranked, recipe)
+    def of(cls, recipe: Recipe, *, ranked: bool = False, graph: str = "") -> Rung:
+        """The rung on which a recipe stands, on the float model or on another graph."""
+        name = f"{graph}-{recipe.name}" if graph else recipe.name
+        return cls(name, recipe.steps, ranked, recipe, graph)
 
 
 @dataclass(frozen=True, slots=True)

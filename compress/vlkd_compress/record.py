@@ -32,7 +32,7 @@ def candidate_json(item: Attempt) -> dict[str, Any]:
     speed, fused, recipe = made.speed, made.fused, made.rung.recipe
     return {
         "name": item.name,
-        "steps": list(made.rung.steps),
+        "steps": list(made.candidate.steps if made.candidate else made.rung.steps),
         "kept_float": list(recipe.keep_float) if recipe else [],
         "verdict": verdict.verdict if verdict else "refused",
         "reason": verdict.reason if verdict else made.refusal,
@@ -90,8 +90,8 @@ def markdown(climb: Climb, float_bytes: int, ranking: Ranking | None = None) -> 
         f"at {100 * budget.confidence:g} % confidence, shared among the rungs. The float graph has "
         f"{float_bytes / 1e6:.2f} MB.",
     ]
-    if climb.chosen is not None:
-        lines += ["", f"Chosen: **{climb.chosen.name}** ({'; '.join(climb.chosen.made.rung.steps)})."]
+    if climb.chosen is not None and climb.chosen.made.candidate is not None:
+        lines += ["", f"Chosen: **{climb.chosen.name}** ({'; '.join(climb.chosen.made.candidate.steps)})."]
     else:
         lines += ["", climb.explain()]
     if ranking is not None and ranking.groups:
