@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 
 
 def main() -> None:
@@ -16,6 +17,9 @@ def main() -> None:
 
     from .app import app
 
+    if not sys.warnoptions:
+        # Of odd EXIF blocks and the like; what makes an image unreadable is an error of its own.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         app(prog_name="vlkd-edge")
     except VlkdError as error:

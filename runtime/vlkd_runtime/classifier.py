@@ -7,35 +7,30 @@ from __future__ import annotations
 
 import math
 import os
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeAlias, cast, overload
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from .bundle import Bundle
-from .decoding import as_array
 from .engines import open_engine
 from .engines.base import Engine, EngineInfo, EngineOptions, EngineOutput, Selection
 from .engines.enginecache import default_cache, prepare_cache
-from .errors import ConfigError, DataError, ImageError, SelfTestError, UsageError
+from .errors import ConfigError, DataError, ImageError
 from .loading import SelfTest, load_engine
 from .manifest import Manifest
 from .prediction import Prediction, Reading, read_logits
-from .preprocess import ImageSource, PreprocessSpec, prepare
-from .selftest import run_batches
-from .streaming import OnError, run_stream
+from .preprocess import ImageSource, PreprocessSpec
+from .running import Images, Runner, one_or_many
+from .streaming import AHEAD, OnError
 from .vectors import ClassVectors, check_names
-from .vocabulary import Vocabulary
-
-Images: TypeAlias = "ImageSource | Sequence[ImageSource]"
+from .vocabulary import Vocabulary, VocabularyOwner
 
 
-class Classifier:
+class Classifier(VocabularyOwner):
     """Classifies images with a loaded model; may be used from several threads at once.
 
     Attributes:
@@ -59,17 +54,16 @@ class Classifier:
         vectors: ClassVectors | None = None,
         selection: Selection | None = None,
     ) -> None:
-        self._engine = engine
-        self.preprocess = preprocess
         check_names(tuple(names))
         if not (math.isfinite(logit_scale) and logit_scale > 0):
             msg = f"logit_scale: expected a finite number above 0, found {logit_scale}; take the teacher's"
             raise DataError(msg)
+        super().__init__(Vocabulary(tuple(names), float(logit_scale), vectors))
+        self._engine = engine
+        self._runner = Runner(engine, preprocess)
+        self.preprocess = preprocess
         self.manifest = manifest
         self.selection = selection
-        # Replaced as a whole and read once in each call, so that no call sees half a change.
-        self._vocabulary = Vocabulary(tuple(names), float(logit_scale), vectors)
-        self._changing = threading.Lock()
 
     @classmethod
     def load(
@@ -176,21 +170,6 @@ class Classifier:
         """Say which engine runs the model."""
         return self._engine.info
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The classes, in the order of the logits."""
-        return self._vocabulary.names
-
-    @property
-    def logit_scale(self) -> float:
-        """What cosines are multiplied by to get logits."""
-        return self._vocabulary.logit_scale
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """The classes at this moment, with what a check of their vectors had to say."""
-        return self._vocabulary
-
     def with_vocabulary(self, vectors: ClassVectors) -> Classifier:
         """Give a classifier for other classes that shares this one's engine: no training, no new model.
 
@@ -210,54 +189,6 @@ class Classifier:
         )
         made._vocabulary = Vocabulary.of(vectors, self._known_vectors())
         return made
-
-    def set_vocabulary(self, vectors: ClassVectors) -> None:
-        """Change the classes of this classifier; predictions under way in other threads end with the old ones.
-
-        Raises:
-            DataError: As for `with_vocabulary`; nothing is changed then.
-        """
-        with self._changing:
-            self._vocabulary = Vocabulary.of(vectors, self._known_vectors())
-
-    def add_classes(self, vectors: ClassVectors) -> None:
-        """Add classes behind the ones that are there.
-
-        Raises:
-            DataError: As for `with_vocabulary`, or a class is there already; nothing is changed then.
-        """
-        with self._changing:
-            known = self._known_vectors()
-            self._vocabulary = Vocabulary.of(known.added(vectors), known)
-
-    def remove_classes(self, names: Iterable[str]) -> None:
-        """Take classes out.
-
-        Raises:
-            DataError: A class is not there, or none would be left; nothing is changed then.
-        """
-        with self._changing:
-            known = self._known_vectors()
-            self._vocabulary = Vocabulary.of(known.removed(names), known)
-
-    def rename_classes(self, names: Mapping[str, str]) -> None:
-        """Call classes something else; their vectors stay.
-
-        Args:
-            names: New names by old ones.
-
-        Raises:
-            DataError: A class is not there, or two would have one name; nothing is changed then.
-        """
-        with self._changing:
-            known = self._known_vectors()
-            self._vocabulary = Vocabulary.of(known.renamed(names), known)
-
-    def _known_vectors(self) -> ClassVectors:
-        if self._vocabulary.vectors is None:
-            msg = "vocabulary: expected a classifier loaded from a bundle, which knows its teacher; load one"
-            raise DataError(msg)
-        return self._vocabulary.vectors
 
     # A string is a sequence of strings, too; the first overload is meant to win.
     @overload
@@ -288,7 +219,7 @@ class Classifier:
         threshold: float | None = None,
         min_similarity: float | None = None,
     ) -> Prediction | list[Prediction]:
-        """Classify one image or many.
+        """Classify one image or many; of many files, the next ones are decoded while one is classified.
 
         Args:
             images: A path, a Pillow image, a uint8 array or anything with DLPack in the CPU's memory; or a
@@ -307,14 +238,17 @@ class Classifier:
         """
         reading = Reading(top, threshold, min_similarity)
         vocabulary = self._vocabulary
-        one, many = _one_or_many(images)
+        one, many = one_or_many(images)
         if many is None:
-            output = self._run(prepare(cast("ImageSource", one), self.preprocess)[None], vocabulary)
+            output = self._runner.one(cast("ImageSource", one), vocabulary)
             return read_logits(output.logits, vocabulary.names, vocabulary.logit_scale, reading)[0]
-        predictions: list[Prediction] = []
-        for output in self._batches(many, vocabulary):
-            predictions += read_logits(output.logits, vocabulary.names, vocabulary.logit_scale, reading)
-        return predictions
+        return list(
+            self._runner.many(
+                many,
+                vocabulary,
+                lambda output: read_logits(output.logits, vocabulary.names, vocabulary.logit_scale, reading),
+            )
+        )
 
     def embed(self, images: Images) -> npt.NDArray[np.float32]:
         """Give the embedding of one image, (D,), or of many, (N, D): unit rows in the teacher's space.
@@ -326,16 +260,15 @@ class Classifier:
             ImageError: An image cannot be decoded; for many, the message says which.
         """
         vocabulary = self._vocabulary
-        one, many = _one_or_many(images)
+        one, many = one_or_many(images)
         if many is None:
-            prepared = prepare(cast("ImageSource", one), self.preprocess)[None]
-            row: npt.NDArray[np.float32] = self._run(prepared, vocabulary).embedding[0]
+            row: npt.NDArray[np.float32] = self._runner.one(cast("ImageSource", one), vocabulary).embedding[0]
             return row
-        rows = [output.embedding for output in self._batches(many, vocabulary)]
+        rows = list(self._runner.many(many, vocabulary, lambda output: output.embedding))
         if not rows:
             size = 0 if self.manifest is None else self.manifest.model.embedding[1]
             return np.zeros((0, size), np.float32)
-        return np.concatenate(rows)
+        return np.stack(rows)
 
     @overload
     def stream(
@@ -345,8 +278,8 @@ class Classifier:
         *,
         threshold: float | None = None,
         min_similarity: float | None = None,
-        ahead: int = 8,
-        workers: int = 2,
+        ahead: int = AHEAD,
+        workers: int | None = None,
         on_error: Literal["raise"] = "raise",
     ) -> Iterator[Prediction]: ...
 
@@ -358,8 +291,8 @@ class Classifier:
         *,
         threshold: float | None = None,
         min_similarity: float | None = None,
-        ahead: int = 8,
-        workers: int = 2,
+        ahead: int = AHEAD,
+        workers: int | None = None,
         on_error: Literal["yield"],
     ) -> Iterator[Prediction | ImageError]: ...
 
@@ -370,15 +303,15 @@ class Classifier:
         *,
         threshold: float | None = None,
         min_similarity: float | None = None,
-        ahead: int = 8,
-        workers: int = 2,
+        ahead: int = AHEAD,
+        workers: int | None = None,
         on_error: OnError = "raise",
     ) -> Iterator[Any]:
         """Classify images that keep coming, such as a camera's or a folder's, in their order.
 
         The next images are decoded while one is classified. The source is asked for more only while fewer
         than ``ahead`` images wait, so that memory stays bounded however fast it is. It is asked in a thread of
-        its own.
+        its own, and an array that it gave may be filled anew as soon as it is asked again.
 
         Args:
             images: Any iterable; it need not end.
@@ -386,7 +319,7 @@ class Classifier:
             threshold: As for `predict`.
             min_similarity: As for `predict`.
             ahead: Most images that wait.
-            workers: Threads that decode.
+            workers: Threads that read files; None takes one for each processor, at most four.
             on_error: ``raise`` ends at the first image that cannot be read, ``yield`` gives its
                 `ImageError` in its place and goes on.
 
@@ -395,20 +328,12 @@ class Classifier:
         """
         reading = Reading(top, threshold, min_similarity)
 
-        def classify(prepared: list[npt.NDArray[np.uint8]]) -> list[Prediction]:
+        def classify(prepared: npt.NDArray[np.uint8]) -> list[Prediction]:
             vocabulary = self._vocabulary
-            logits = self._run(np.stack(prepared), vocabulary).logits
+            logits = self._runner.run(prepared, vocabulary).logits
             return read_logits(logits, vocabulary.names, vocabulary.logit_scale, reading)
 
-        return run_stream(
-            images,
-            lambda image: prepare(image, self.preprocess),
-            classify,
-            batch=self._engine.info.batch,
-            ahead=ahead,
-            workers=workers,
-            on_error=on_error,
-        )
+        return self._runner.stream(images, classify, ahead=ahead, workers=workers, on_error=on_error)
 
     def infer(self, images: npt.NDArray[np.uint8]) -> EngineOutput:
         """Run the model on prepared images.
@@ -420,7 +345,7 @@ class Classifier:
             UsageError: Another shape or dtype.
             SelfTestError: The engine gave numbers that are not finite.
         """
-        return self._run(images, self._vocabulary)
+        return self._runner.run(images, self._vocabulary)
 
     def close(self) -> None:
         """Let go of the model; classifiers made by `with_vocabulary` share it."""
@@ -433,67 +358,6 @@ class Classifier:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _run(self, images: npt.NDArray[np.uint8], vocabulary: Vocabulary) -> EngineOutput:
-        expected = (self.preprocess.height, self.preprocess.width, 3)
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected or not len(images):
-            msg = (
-                f"infer: expected uint8 (N, {expected[0]}, {expected[1]}, 3), found {images.dtype} "
-                f"{images.shape}; use prepare()"
-            )
-            raise UsageError(msg)
-        output = run_batches(self._engine, images)
-        logits = vocabulary.logits(output)
-        if logits.shape[1] != len(vocabulary.names):
-            msg = (
-                f"expected one logit for each of {len(vocabulary.names)} classes, found {logits.shape[1]}; "
-                "give the names this model was exported with"
-            )
-            raise UsageError(msg)
-        if not np.isfinite(logits).all():
-            bad = int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
-            msg = (
-                f"engine {self.info.name} ({self.info.provider} {self.info.version}): expected finite logits, "
-                f"found others for image {bad}; use another engine or a higher precision"
-            )
-            raise SelfTestError(msg)
-        return EngineOutput(output.embedding, logits)
-
-    def _batches(
-        self, images: Sequence[ImageSource] | npt.NDArray[np.uint8], vocabulary: Vocabulary
-    ) -> Iterator[EngineOutput]:
-        """Run by the batch, so that a long list of files never is in memory at once."""
-        batch = self._engine.info.batch
-        for start in range(0, len(images), batch):
-            prepared = [
-                self._prepare(images, index) for index in range(start, min(start + batch, len(images)))
-            ]
-            yield self._run(np.stack(prepared), vocabulary)
-
-    def _prepare(
-        self, images: Sequence[ImageSource] | npt.NDArray[np.uint8], index: int
-    ) -> npt.NDArray[np.uint8]:
-        try:
-            return prepare(images[index], self.preprocess)
-        except ImageError as error:
-            msg = f"image {index} of {len(images)}: {error}"
-            raise ImageError(msg) from error
-
-
-def _one_or_many(images: Images) -> tuple[object, Sequence[ImageSource] | npt.NDArray[Any] | None]:
-    """Tell one image from many."""
-    if isinstance(images, (str, os.PathLike, Image.Image)):
-        return images, None
-    if isinstance(images, (list, tuple)):
-        return None, images
-    array = as_array(images)
-    if array is None:
-        msg = (
-            "expected a path, a Pillow image, a uint8 array, or a list, tuple or 4-D array of images, "
-            f"found {type(images).__name__}; convert it first"
-        )
-        raise ImageError(msg)
-    return (None, array) if array.ndim == 4 else (array, None)
 
 
 def _open_bundle(

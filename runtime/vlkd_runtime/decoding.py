@@ -1,14 +1,13 @@
 """Decodes whatever calls itself an image to plain 8-bit RGB, or says what is wrong with it.
 
-Files come from cameras, phones and strangers. Pillow's own warnings and exceptions never get out of here.
+Files come from cameras, phones and strangers. Pillow's own exceptions never get out of here. Its warnings are
+left to the application's filters, which belong to the whole process: where they are errors, such a file is refused.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-import threading
-import warnings
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeAlias
 
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from .errors import ImageError
+from .orientation import read_orientation
 
 
 class DLPackArray(Protocol):
@@ -37,7 +37,6 @@ MAX_PIXELS = 64_000_000
 
 # Only what photographs and datasets come in: every further decoder is one more way in for a hostile file.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
-_ORIENTATION_TAG = 0x0112
 # DLPack's kDLCPU, kDLCUDAHost and kDLROCMHost.
 _CPU_MEMORY = frozenset({1, 3, 11})
 _TRANSPOSES = {
@@ -79,8 +78,7 @@ def decode_shared(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image
     if (array := as_array(source)) is not None:
         return _from_array(array, max_pixels)
     if isinstance(source, Image.Image):
-        with _QUIET:
-            return _from_pillow(source, "image", max_pixels)
+        return _from_pillow(source, "image", max_pixels)
     where = _path_of(source)
     if where is None:
         msg = (
@@ -119,7 +117,7 @@ def as_array(source: object) -> npt.NDArray[Any] | None:
 def _from_file(where: str, max_pixels: int) -> Image.Image:
     _register_formats()
     try:
-        with _QUIET, Path(where).open("rb") as file:
+        with Path(where).open("rb") as file:
             if not file.peek(1):
                 _refuse(where, "the file is empty", "get it again")
             with Image.open(file, formats=_FORMATS) as image:
@@ -132,7 +130,7 @@ def _from_file(where: str, max_pixels: int) -> Image.Image:
             "get it again, convert or remove it"
         )
         raise ImageError(msg) from error
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         msg = f"{where}: {error}; if you trust it, raise max_pixels and PIL.Image.MAX_IMAGE_PIXELS"
         raise ImageError(msg) from error
     except MemoryError as error:
@@ -156,37 +154,6 @@ def _path_of(source: object) -> str | None:
 def _refuse(where: str, problem: str, remedy: str) -> NoReturn:
     msg = f"{where}: {problem}; {remedy}"
     raise ImageError(msg)
-
-
-class _QuietPillow:
-    """Keeps Pillow's warnings from the application while any thread decodes.
-
-    Warning filters belong to the process: the first thread in sets the filter, the last one out takes it
-    away, and threads that decode side by side do not wait for one another.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._saved: warnings.catch_warnings[None] | None = None
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._inside += 1
-            if self._inside == 1:
-                self._saved = warnings.catch_warnings()
-                self._saved.__enter__()
-                warnings.filterwarnings("ignore", module=r"PIL\.")
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0 and self._saved is not None:
-                self._saved.__exit__(None, None, None)
-                self._saved = None
-
-
-_QUIET = _QuietPillow()
 
 
 @functools.cache
@@ -241,7 +208,7 @@ def _from_pillow(image: Image.Image, where: str, max_pixels: int) -> Image.Image
         _refuse(where, "the image is empty", "check where it came from")
     try:
         image.load()
-        # After load: Pillow turns some formats upright by itself then, and takes the tag away.
+        # After load: a PNG may have its EXIF block behind the pixels.
         return _upright(_to_rgb(image, where), _orientation(image))
     except ImageError:
         raise
@@ -254,11 +221,9 @@ def _from_pillow(image: Image.Image, where: str, max_pixels: int) -> Image.Image
 
 
 def _orientation(image: Image.Image) -> int:
-    try:
-        value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # A broken EXIF block says nothing about the pixels.
-        return 1
-    return value if isinstance(value, int) else 1
+    """Read the EXIF block that came with the pixels; a TIFF was turned upright by Pillow when it was loaded."""
+    exif = image.info.get("exif")
+    return read_orientation(exif) if isinstance(exif, bytes) else 1
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:

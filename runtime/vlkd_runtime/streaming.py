@@ -1,56 +1,71 @@
-"""Predictions for images that keep coming: decoded ahead in threads, within bounded memory, in their order."""
+"""Answers for many images: the next ones are decoded meanwhile, within bounded memory, in their order."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from .decoding import ImageSource
 from .errors import ConfigError, ImageError
-from .prediction import Prediction
 
+T = TypeVar("T")
 Prepared: TypeAlias = npt.NDArray[np.uint8]
 OnError: TypeAlias = Literal["raise", "yield"]
 _Item: TypeAlias = "Future[Prepared] | BaseException | None"
 # How long the feeder waits before it looks whether anybody still wants its images.
 _PATIENCE_S = 0.1
+# Each holds a whole decoded image, which is what bounds memory.
+_MOST_WORKERS = 4
+AHEAD = 8
+
+
+def default_workers() -> int:
+    """Give the number of threads that decode: one for each processor this process may use, at most four."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(_MOST_WORKERS, usable)
 
 
 def run_stream(
     sources: Iterable[ImageSource],
     prepare: Callable[[ImageSource], Prepared],
-    predict: Callable[[list[Prepared]], list[Prediction]],
+    answer: Callable[[list[Prepared]], Sequence[T]],
     *,
     batch: int,
-    ahead: int,
-    workers: int,
-    on_error: OnError,
-) -> Iterator[Prediction | ImageError]:
-    """Predict image by image.
+    ahead: int = AHEAD,
+    workers: int | None = None,
+    on_error: OnError = "raise",
+    whole_batches: bool = False,
+) -> Iterator[T | ImageError]:
+    """Answer image by image.
 
     A thread of its own asks the source for images and stops asking while ``ahead`` of them wait: a fast source
-    is held back, and a slow one never holds back what is there already.
+    is held back, and a slow one never holds back what is there already. Files are read in further threads.
+    Arrays and Pillow images are brought to size before the source is asked again, because it may fill the same
+    buffer anew.
 
     Args:
         sources: The images.
-        prepare: Brings one to the network's size; runs in ``workers`` threads.
-        predict: Classifies up to ``batch`` prepared images; runs in the caller's thread.
+        prepare: Brings one to the network's size.
+        answer: Answers up to ``batch`` prepared images; runs in the caller's thread.
         batch: Images per run of the network.
         ahead: Most images that wait.
-        workers: Threads that decode.
+        workers: Threads that read files; None takes `default_workers`.
         on_error: Raise the error of an image that cannot be read, or give it in the image's place.
+        whole_batches: Wait for ``batch`` images before a run, as long as more may come.
 
     Raises:
         ConfigError: A number below 1, or another word for ``on_error``.
         ImageError: An image cannot be read and ``on_error`` is ``raise``.
     """
+    workers = default_workers() if workers is None else workers
     for name, value in (("ahead", ahead), ("workers", workers)):
         if type(value) is not int or not 1 <= value <= 1024:
             msg = f"{name}: expected an integer from 1 to 1024, found {value!r}; leave it out for the default"
@@ -58,19 +73,21 @@ def run_stream(
     if on_error not in ("raise", "yield"):
         msg = f"on_error: expected 'raise' or 'yield', found {on_error!r}; choose one of them"
         raise ConfigError(msg)
-    return _generate(sources, prepare, predict, batch, ahead, workers, on_error)
+    waiting: queue.Queue[_Item] = queue.Queue(ahead)
+    return _generate(sources, prepare, answer, waiting, workers, on_error, batch, whole_batches=whole_batches)
 
 
 def _generate(
     sources: Iterable[ImageSource],
     prepare: Callable[[ImageSource], Prepared],
-    predict: Callable[[list[Prepared]], list[Prediction]],
-    batch: int,
-    ahead: int,
+    answer: Callable[[list[Prepared]], Sequence[T]],
+    waiting: queue.Queue[_Item],
     workers: int,
     on_error: OnError,
-) -> Iterator[Prediction | ImageError]:
-    waiting: queue.Queue[_Item] = queue.Queue(ahead)
+    batch: int,
+    *,
+    whole_batches: bool,
+) -> Iterator[T | ImageError]:
     stopped = threading.Event()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="vlkd-decode")
     feeder = threading.Thread(
@@ -82,13 +99,12 @@ def _generate(
         while not ended:
             items = [waiting.get()]
             with contextlib.suppress(queue.Empty):
-                while len(items) < batch and items[-1] is not None:
-                    items.append(waiting.get_nowait())
-            ended = any(not isinstance(item, Future) for item in items)
-            yield from _answer([item for item in items if isinstance(item, Future)], predict, on_error)
-            for item in items:
-                if isinstance(item, BaseException):
-                    raise item
+                while len(items) < batch and isinstance(items[-1], Future):
+                    items.append(waiting.get(block=whole_batches))
+            ended = not isinstance(items[-1], Future)
+            yield from _answer([item for item in items if isinstance(item, Future)], answer, on_error)
+            if isinstance(items[-1], BaseException):
+                raise items[-1]
     finally:
         stopped.set()
         # Not waited for: a source may be waiting for a camera that has gone.
@@ -96,8 +112,8 @@ def _generate(
 
 
 def _answer(
-    futures: list[Future[Prepared]], predict: Callable[[list[Prepared]], list[Prediction]], on_error: OnError
-) -> Iterator[Prediction | ImageError]:
+    futures: list[Future[Prepared]], answer: Callable[[list[Prepared]], Sequence[T]], on_error: OnError
+) -> Iterator[T | ImageError]:
     found: list[Prepared | ImageError] = []
     for future in futures:
         try:
@@ -107,9 +123,9 @@ def _answer(
                 raise
             found.append(error)
     whole = [image for image in found if not isinstance(image, ImageError)]
-    predictions = iter(predict(whole) if whole else [])
+    answers = iter(answer(whole) if whole else [])
     for image in found:
-        yield image if isinstance(image, ImageError) else next(predictions)
+        yield image if isinstance(image, ImageError) else next(answers)
 
 
 def _feed(
@@ -123,12 +139,25 @@ def _feed(
     last: BaseException | None = None
     try:
         for source in sources:
-            if stopped.is_set() or not _put(waiting, pool.submit(prepare, source), stopped):
+            if stopped.is_set() or not _put(waiting, _start(source, prepare, pool), stopped):
                 break
     except BaseException as error:
         last = error
     finally:
         _put(waiting, last, stopped)
+
+
+def _start(
+    source: ImageSource, prepare: Callable[[ImageSource], Prepared], pool: ThreadPoolExecutor
+) -> Future[Prepared]:
+    if isinstance(source, (str, os.PathLike)):
+        return pool.submit(prepare, source)
+    done: Future[Prepared] = Future()
+    try:
+        done.set_result(prepare(source))
+    except Exception as error:
+        done.set_exception(error)
+    return done
 
 
 def _put(waiting: queue.Queue[_Item], item: _Item, stopped: threading.Event) -> bool:

@@ -5,6 +5,8 @@ Letters: N images, D sizes of the joint space, C classes.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +65,81 @@ class Vocabulary:
             return output.logits
         product: npt.NDArray[np.float32] = np.float32(self.logit_scale) * (output.embedding @ self.columns)
         return product
+
+
+class VocabularyOwner:
+    """Has classes that may change while other threads use them: replaced as a whole, read once in each call."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._changing = threading.Lock()
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The classes at this moment, with what a check of their vectors had to say."""
+        return self._vocabulary
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes, in the order of the logits."""
+        return self._vocabulary.names
+
+    @property
+    def logit_scale(self) -> float:
+        """What cosines are multiplied by to get logits."""
+        return self._vocabulary.logit_scale
+
+    def set_vocabulary(self, vectors: ClassVectors) -> None:
+        """Change the classes of this classifier; predictions under way in other threads end with the old ones.
+
+        Args:
+            vectors: Class vectors of the same teacher.
+
+        Raises:
+            DataError: They are from another teacher, unusable, or this classifier came from no bundle; nothing
+                is changed then.
+        """
+        with self._changing:
+            self._vocabulary = Vocabulary.of(vectors, self._known_vectors())
+
+    def add_classes(self, vectors: ClassVectors) -> None:
+        """Add classes behind the ones that are there.
+
+        Raises:
+            DataError: As for `set_vocabulary`, or a class is there already; nothing is changed then.
+        """
+        with self._changing:
+            known = self._known_vectors()
+            self._vocabulary = Vocabulary.of(known.added(vectors), known)
+
+    def remove_classes(self, names: Iterable[str]) -> None:
+        """Take classes out.
+
+        Raises:
+            DataError: A class is not there, or none would be left; nothing is changed then.
+        """
+        with self._changing:
+            known = self._known_vectors()
+            self._vocabulary = Vocabulary.of(known.removed(names), known)
+
+    def rename_classes(self, names: Mapping[str, str]) -> None:
+        """Call classes something else; their vectors stay.
+
+        Args:
+            names: New names by old ones.
+
+        Raises:
+            DataError: A class is not there, or two would have one name; nothing is changed then.
+        """
+        with self._changing:
+            known = self._known_vectors()
+            self._vocabulary = Vocabulary.of(known.renamed(names), known)
+
+    def _known_vectors(self) -> ClassVectors:
+        if self._vocabulary.vectors is None:
+            msg = "vocabulary: expected a classifier loaded from a bundle, which knows its teacher; load one"
+            raise DataError(msg)
+        return self._vocabulary.vectors
 
 
 def check_same_space(old: ClassVectors, new: ClassVectors) -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import threading
+import struct
 import warnings
 from fractions import Fraction
 from pathlib import Path
@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from vlkd_runtime.errors import ConfigError
+from vlkd_runtime.orientation import read_orientation
 from vlkd_runtime.preprocess import PreprocessSpec, decode, prepare, resized_size
 
 RNG = np.random.default_rng(3)
@@ -290,21 +291,60 @@ def test_spec_as_json() -> None:
         PreprocessSpec.from_json(broken)
 
 
-def test_filters_are_as_before_when_threads_are_through(tmp_path: Path) -> None:
+def test_the_filters_of_warnings_are_the_applications(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They belong to the whole process, so that no call may change them, not even for a while."""
     path = tmp_path / "x.jpg"
     Image.fromarray(np.tile(RGB, (20, 20, 1))).save(path)
-    with Image.open(path) as stored:
-        expected = np.array(stored)
-    before = list(warnings.filters)
-    wrong: list[int] = []
+    before, seen = list(warnings.filters), []
+    whole = Image.open
 
-    def work() -> None:
-        wrong.extend(1 for _ in range(30) if not np.array_equal(np.asarray(decode(path)), expected))
+    def watched(*arguments: Any, **options: Any) -> Image.Image:
+        seen.append(list(warnings.filters))
+        return whole(*arguments, **options)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
-    assert list(warnings.filters) == before
+    monkeypatch.setattr(Image, "open", watched)
+    decode(path)
+    assert seen == [before]
+
+
+def exif(*entries: tuple[int, int, int, int], order: str = "<", mark: bytes = b"Exif\0\0") -> bytes:
+    """One directory of entries: tag, type, number of values, value."""
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", 8)
+    body = b"".join(
+        struct.pack(
+            f"{order}HHIHH" if kind == 3 else f"{order}HHII", tag, kind, count, value, *([0] * (kind == 3))
+        )
+        for tag, kind, count, value in entries
+    )
+    return mark + head + struct.pack(f"{order}H", len(entries)) + body + bytes(4)
+
+
+TAG, OTHER = (0x0112, 3, 1, 6), (0x0128, 3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("block", "expected"),
+    [
+        pytest.param(exif(TAG), 6, id="little"),
+        pytest.param(exif(TAG, order=">"), 6, id="big"),
+        pytest.param(exif(TAG, mark=b""), 6, id="no mark, as in PNG"),
+        pytest.param(exif(TAG, mark=b"Exif\0\0" * 2), 6, id="two marks"),
+        pytest.param(exif(OTHER, TAG), 6, id="second entry"),
+        pytest.param(exif(TAG)[:-4], 6, id="no next directory"),
+        pytest.param(exif(OTHER, TAG)[:-8], 1, id="cut in the entry"),
+        pytest.param(exif(OTHER)[:9], 1, id="cut in the header"),
+        pytest.param(exif(OTHER), 1, id="not there"),
+        pytest.param(exif((0x0112, 3, 1, 0)), 1, id="0"),
+        pytest.param(exif((0x0112, 3, 1, 9)), 1, id="9"),
+        pytest.param(exif((0x0112, 3, 2, 6)), 1, id="two values"),
+        pytest.param(exif((0x0112, 4, 1, 6)), 1, id="another type"),
+        pytest.param(exif(TAG, mark=b"Exif"), 1, id="half a mark"),
+        pytest.param(b"", 1, id="nothing"),
+        pytest.param(b"II*\0\xff\xff\xff\xff", 1, id="directory outside"),
+        pytest.param(b"XX*\0" + bytes(20), 1, id="no byte order"),
+    ],
+)
+def test_orientation_of_a_block(block: bytes, expected: int) -> None:
+    assert read_orientation(block) == expected

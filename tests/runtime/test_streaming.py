@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlkd_runtime import Classifier, ImageError, Prediction
+from vlkd_runtime import Classifier, ImageError, Prediction, preprocess, running
 from vlkd_runtime.bundle import write_bundle
+from vlkd_runtime.engines import EngineOutput
 from vlkd_runtime.errors import ConfigError, UsageError
+from vlkd_runtime.preprocess import PreprocessSpec
 
 
 @pytest.fixture
@@ -53,6 +55,72 @@ def test_a_fast_source_is_held_back(classifier: Classifier, tiny: Any) -> None:
     # One more may be in the feeder's hand, and one was asked for beyond it.
     assert next(asked) <= taken + 3 + 2
     stream.close()
+
+
+def test_a_source_may_fill_the_same_buffer_again(classifier: Classifier, tiny: Any) -> None:
+    buffer = np.empty_like(tiny.golden.images[0])
+
+    def camera() -> Iterator[np.ndarray]:
+        for image in tiny.golden.images:
+            np.copyto(buffer, image)
+            yield buffer
+            buffer.fill(0)
+
+    assert list(classifier.stream(camera())) == classifier.predict(tiny.golden.images)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    rng = np.random.default_rng(8)
+    paths = [tmp_path / f"{index}.png" for index in range(40)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (9, 10, 3)).astype(np.uint8)).save(path)
+    return paths
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_many_files_are_decoded_ahead_and_no_further(
+    batch: int, files: list[Path], make_tiny_batched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = make_tiny_batched(batch)
+    lock, begun, done, threads, furthest, runs = threading.Lock(), 0, 0, set(), 0, 0
+
+    def prepare(source: Path, spec: PreprocessSpec) -> np.ndarray:
+        nonlocal begun, furthest
+        with lock:
+            begun += 1
+            furthest = max(furthest, begun - done)
+            threads.add(threading.current_thread().name)
+        return preprocess.prepare(source, spec)
+
+    with Classifier.load(write_bundle(tmp_path / "b", tiny.draft, tiny.files), threads=1) as classifier:
+        expected = [classifier.predict(path) for path in files]
+        rows = np.stack([classifier.embed(path) for path in files])
+        monkeypatch.setattr(running, "prepare", prepare)
+        run = classifier._engine.run
+
+        def slow(images: np.ndarray) -> EngineOutput:
+            nonlocal done, runs
+            time.sleep(0.002)
+            with lock:
+                done, runs = done + len(images), runs + 1
+            return run(images)
+
+        monkeypatch.setattr(classifier._engine, "run", slow)
+        assert classifier.predict(files) == expected
+        assert runs == -(-len(files) // batch), "every run but the last is of a whole batch"
+        assert np.array_equal(classifier.embed(files), rows)
+    assert threads
+    assert all(name.startswith("vlkd-decode") for name in threads)
+    # What waits, what was taken out of the queue for the run, and one in the feeder's hand.
+    assert furthest <= 8 + batch + 1
+
+
+def test_a_damaged_file_among_many(files: list[Path], classifier: Classifier) -> None:
+    files[33].write_bytes(b"no image")
+    for call in (classifier.predict, classifier.embed):
+        with pytest.raises(ImageError, match=r"^image 33 of 40: .*33\.png: no image"):
+            call(files)
 
 
 def test_a_slow_source_does_not_hold_answers_back(classifier: Classifier, tiny: Any) -> None:

@@ -1,0 +1,163 @@
+"""From image sources to the engine's answers, one image or many.
+
+Letters: N images, H rows, W columns, C classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from .decoding import ImageSource, as_array
+from .engines.base import Engine, EngineOutput
+from .errors import ImageError, SelfTestError, UsageError
+from .preprocess import PreprocessSpec, prepare
+from .selftest import run_batches
+from .streaming import AHEAD, OnError, run_stream
+from .vocabulary import Vocabulary
+
+T = TypeVar("T")
+Images: TypeAlias = "ImageSource | Sequence[ImageSource]"
+Many: TypeAlias = "Sequence[ImageSource] | npt.NDArray[np.uint8]"
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """An engine with the way images are brought to it.
+
+    Attributes:
+        engine: What runs the network.
+        spec: How an image becomes its input.
+    """
+
+    engine: Engine
+    spec: PreprocessSpec
+
+    def run(self, images: npt.NDArray[np.uint8], vocabulary: Vocabulary) -> EngineOutput:
+        """Run prepared images, (N, H, W, 3) uint8, and give the logits of a vocabulary.
+
+        Raises:
+            UsageError: Another shape or dtype.
+            SelfTestError: The engine gave numbers that are not finite.
+        """
+        expected = (self.spec.height, self.spec.width, 3)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected or not len(images):
+            msg = (
+                f"infer: expected uint8 (N, {expected[0]}, {expected[1]}, 3), found {images.dtype} "
+                f"{images.shape}; use prepare()"
+            )
+            raise UsageError(msg)
+        output = run_batches(self.engine, images)
+        logits = vocabulary.logits(output)
+        if logits.shape[1] != len(vocabulary.names):
+            msg = (
+                f"expected one logit for each of {len(vocabulary.names)} classes, found {logits.shape[1]}; "
+                "give the names this model was exported with"
+            )
+            raise UsageError(msg)
+        if not np.isfinite(logits).all():
+            info, bad = self.engine.info, int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
+            msg = (
+                f"engine {info.name} ({info.provider} {info.version}): expected finite logits, "
+                f"found others for image {bad}; use another engine or a higher precision"
+            )
+            raise SelfTestError(msg)
+        return EngineOutput(output.embedding, logits)
+
+    def one(self, source: ImageSource, vocabulary: Vocabulary) -> EngineOutput:
+        """Prepare and run one image.
+
+        Raises:
+            ImageError: It cannot be decoded.
+        """
+        return self.run(prepare(source, self.spec)[None], vocabulary)
+
+    def many(
+        self, images: Many, vocabulary: Vocabulary, read: Callable[[EngineOutput], Sequence[T]]
+    ) -> Iterator[T]:
+        """Prepare and run images, the next ones being decoded meanwhile, and give what ``read`` makes of them.
+
+        Raises:
+            ImageError: One cannot be decoded; the message says which.
+        """
+        count, batch = len(images), self.engine.info.batch
+        if count <= 1 or self._is_prepared(images[0]):
+            # Nothing to decode that would be worth a thread.
+            for start in range(0, count, batch):
+                prepared = [
+                    self._numbered(images, index) for index in range(start, min(start + batch, count))
+                ]
+                yield from read(self.run(np.stack(prepared), vocabulary))
+            return
+        answers = run_stream(
+            images,
+            lambda source: prepare(source, self.spec),
+            lambda prepared: read(self.run(np.stack(prepared), vocabulary)),
+            batch=batch,
+            ahead=max(AHEAD, 2 * batch),
+            on_error="yield",
+            whole_batches=True,
+        )
+        with contextlib.closing(answers):
+            for index, answer in enumerate(answers):
+                if isinstance(answer, ImageError):
+                    msg = f"image {index} of {count}: {answer}"
+                    raise ImageError(msg) from answer
+                yield answer
+
+    def stream(
+        self,
+        images: Iterable[ImageSource],
+        read: Callable[[npt.NDArray[np.uint8]], Sequence[T]],
+        *,
+        ahead: int,
+        workers: int | None,
+        on_error: OnError,
+    ) -> Iterator[T | ImageError]:
+        """Prepare images that keep coming and give what ``read`` makes of each batch; see `run_stream`."""
+        return run_stream(
+            images,
+            lambda source: prepare(source, self.spec),
+            lambda prepared: read(np.stack(prepared)),
+            batch=self.engine.info.batch,
+            ahead=ahead,
+            workers=workers,
+            on_error=on_error,
+        )
+
+    def _is_prepared(self, source: object) -> bool:
+        return isinstance(source, np.ndarray) and source.shape == (self.spec.height, self.spec.width, 3)
+
+    def _numbered(self, images: Many, index: int) -> npt.NDArray[np.uint8]:
+        try:
+            return prepare(images[index], self.spec)
+        except ImageError as error:
+            msg = f"image {index} of {len(images)}: {error}"
+            raise ImageError(msg) from error
+
+
+def one_or_many(images: Images) -> tuple[object, Many | None]:
+    """Tell one image from many: the one and None, or None and the many.
+
+    Raises:
+        ImageError: It is neither.
+    """
+    if isinstance(images, (str, os.PathLike, Image.Image)):
+        return images, None
+    if isinstance(images, (list, tuple)):
+        return None, images
+    array: npt.NDArray[Any] | None = as_array(images)
+    if array is None:
+        msg = (
+            "expected a path, a Pillow image, a uint8 array, or a list, tuple or 4-D array of images, "
+            f"found {type(images).__name__}; convert it first"
+        )
+        raise ImageError(msg)
+    return (None, array) if array.ndim == 4 else (array, None)
