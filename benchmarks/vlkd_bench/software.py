@@ -1,8 +1,4 @@
-"""Which GPU, JetPack, TensorRT and CUDA a system has, read from files alone; "" where it does not tell.
-
-References:
-    NVIDIA JetPack release notes and archive, for which Jetson Linux belongs to which JetPack.
-"""
+"""Which GPU, JetPack, TensorRT and CUDA a system has, read from files alone; "" where it does not tell."""
 
 from __future__ import annotations
 
@@ -10,26 +6,8 @@ import json
 import re
 from pathlib import Path
 
-# Jetson Linux release and the JetPack it came with; consulted where the package list does not name JetPack.
-JETPACKS = {
-    "32.6": "4.6",
-    "32.7": "4.6.1",
-    "35.1": "5.0.2",
-    "35.2.1": "5.1",
-    "35.3.1": "5.1.1",
-    "35.4.1": "5.1.2",
-    "35.5.0": "5.1.3",
-    "35.6": "5.1.4",
-    "36.2": "6.0",
-    "36.3": "6.0",
-    "36.4.0": "6.1",
-    "36.4.2": "6.1",
-    "36.4.3": "6.2",
-    "36.4": "6.2.1",
-    "38.2": "7.0",
-    "38.4": "7.1",
-    "39.2": "7.2",
-}
+from vlkd_runtime.targets import jetpack_of
+
 # Tegra chip and the architecture of its GPU.
 TEGRA_GPUS = {
     "tegra210": "Maxwell",
@@ -59,13 +37,7 @@ def jetpack_version(root: Path) -> str:
     packaged = _installed(root, r"nvidia-jetpack")
     if packaged:
         return packaged.partition("+")[0].partition("-")[0]
-    release = release_of(root)
-    parts = release.split(".")
-    for length in (3, 2):
-        known = JETPACKS.get(".".join(parts[:length]))
-        if known:
-            return known
-    return ""
+    return jetpack_of(release_of(root))
 
 
 def tensorrt_version(root: Path) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from .bundle import Bundle
 from .engines import engines_to_try, open_engine
-from .engines.base import Considered, EngineOptions, Execution, OpenedEngine, Selection
+from .engines.base import Considered, EngineOptions, Execution, OpenedEngine, Prebuilt, Selection
 from .engines.enginecache import Entry
 from .errors import RefusalError, UnavailableError, VlkdError
 from .selftest import SelfTestResult, run_self_test
@@ -100,7 +100,8 @@ def _load_one(
         others = [v.name for v in bundle.manifest.variants if v.name not in names]
         why = "another one was asked for" if wanted is not None else f"{name} refuses its kind"
         refused = [Considered(other, False, why) for other in others]
-        selection = Selection(name, variant.name, (), (*considered, *left, *refused), execution, tested)
+        variants = (*considered, *left, *refused)
+        selection = Selection(name, variant.name, (), variants, loaded.origin, execution, tested)
         return Loaded(loaded, selection)
     assert problem is not None  # rank_variants gives at least one
     raise problem
@@ -177,8 +178,8 @@ def _fields(value: object) -> Mapping[str, Any]:
     return value
 
 
-def _prebuilt(bundle: Bundle, name: str, suited: Suited) -> bytes | None:
+def _prebuilt(bundle: Bundle, name: str, suited: Suited) -> Prebuilt | None:
     for engine in bundle.manifest.engines:
         if engine.kind == name and engine.variant == suited.variant.name:
-            return bundle.files[engine.file]
+            return Prebuilt(bundle.files[engine.file], engine.version)
     return None

@@ -28,28 +28,46 @@ class JetPack:
     """What one release of NVIDIA's system for Jetsons brings.
 
     Attributes:
-        release: its version.
-        linux: release of Jetson Linux, as ``/etc/nv_tegra_release`` begins: ``R36.4``.
+        release: its version; later digits, as in 6.2.1, belong to it unless they have a row of their own.
+        linux: its point releases, each as Jetson Linux in ``/etc/nv_tegra_release`` and as JetPack, oldest first.
         cuda: version of CUDA.
         tensorrt: version of TensorRT; empty where no document states it.
         python: the Python that its TensorRT module is for.
     """
 
     release: str
-    linux: str
+    linux: tuple[tuple[str, str], ...]
     cuda: str
     tensorrt: str
     python: str
 
 
-JETPACKS: tuple[JetPack, ...] = (
-    JetPack("4.6", "R32.7", "10.2", "8.2.1", "3.6"),
-    JetPack("5.1", "R35", "11.4", "8.5.2", "3.8"),
-    JetPack("6.0", "R36.3", "12.2", "8.6.2", "3.10"),
-    JetPack("6.2", "R36.4", "12.6", "10.3", "3.10"),
-    JetPack("7.1", "R38", "13.0", "10.13", "3.12"),
-    JetPack("7.2", "R39", "13.2", "", "3.12"),
+_JETPACK_5_1 = (
+    ("35.2.1", "5.1"),
+    ("35.3.1", "5.1.1"),
+    ("35.4.1", "5.1.2"),
+    ("35.5.0", "5.1.3"),
+    ("35.6", "5.1.4"),
 )
+JETPACKS: tuple[JetPack, ...] = (
+    JetPack("4.6", (("32.6", "4.6"),), "10.2", "8.0.1", "3.6"),
+    JetPack("4.6.1", (("32.7", "4.6.1"),), "10.2", "8.2.1", "3.6"),
+    JetPack("5.0", (("35.1", "5.0.2"),), "11.4", "8.4.1", "3.8"),
+    JetPack("5.1", _JETPACK_5_1, "11.4", "8.5.2", "3.8"),
+    JetPack("6.0", (("36.2", "6.0"), ("36.3", "6.0")), "12.2", "8.6.2", "3.10"),
+    JetPack("6.1", (("36.4.0", "6.1"), ("36.4.2", "6.1")), "12.6", "10.3", "3.10"),
+    JetPack("6.2", (("36.4.3", "6.2"), ("36.4", "6.2.1")), "12.6", "10.3", "3.10"),
+    JetPack("7.0", (("38.2", "7.0"),), "13.0", "10.13", "3.12"),
+    JetPack("7.1", (("38.4", "7.1"),), "13.0", "10.13", "3.12"),
+    JetPack("7.2", (("39.2", "7.2"),), "13.2", "", "3.12"),
+)
+
+
+def jetpack_of(linux: str) -> str:
+    """Give the JetPack that brought a Jetson Linux such as ``36.4.3``, or "" for one that is not in the table."""
+    known = dict(pair for jetpack in JETPACKS for pair in jetpack.linux)
+    parts = linux.split(".")
+    return next((known[key] for count in (3, 2) if (key := ".".join(parts[:count])) in known), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +126,7 @@ class Target:
 _AMPERE: tuple[Precision, ...] = ("float32", "float16", "bfloat16", "int8")
 _BLACKWELL: tuple[Precision, ...] = (*_AMPERE, "float8", "float4")
 _SMALL_RAILS = ("VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC")
-_ORIN_JETPACKS, _ORIN_TENSORRT = ("6.2", "6.0", "5.1", "7.2"), ("10.3", "8.6.2", "8.5.2")
+_ORIN_JETPACKS, _ORIN_TENSORRT = ("6.2", "6.1", "6.0", "5.1", "7.2"), ("10.3", "8.6.2", "8.5.2")
 
 
 def _orin_nano(name: str, alias_of: str = "") -> Target:
@@ -165,7 +183,7 @@ TARGETS: tuple[Target, ...] = (
         title="Jetson AGX Thor",
         engine="tensorrt",
         compute_capability=("11.0",),
-        jetpack=("7.1", "7.2"),
+        jetpack=("7.1", "7.0", "7.2"),
         tensorrt=("10.13",),
         precisions=_BLACKWELL,
         memory_gib=128.0,
@@ -179,7 +197,7 @@ TARGETS: tuple[Target, ...] = (
         title="Jetson Xavier",
         engine="tensorrt",
         compute_capability=("7.2",),
-        jetpack=("5.1", "4.6"),
+        jetpack=("5.1", "4.6.1"),
         tensorrt=("8.5.2", "8.2.1"),
         precisions=("float32", "float16", "int8"),
         memory_gib=8.0,

@@ -19,7 +19,7 @@ from vlkd_runtime import Classifier
 from vlkd_runtime.bundle import write_bundle
 from vlkd_runtime.engines import building
 from vlkd_runtime.engines import tensorrt as engine_module
-from vlkd_runtime.engines.base import EngineOptions, Execution
+from vlkd_runtime.engines.base import EngineOptions, Execution, Prebuilt
 from vlkd_runtime.engines.building import engine_identity, get_engine, run_build
 from vlkd_runtime.engines.cuda import Cuda, Gpu
 from vlkd_runtime.engines.enginecache import Entry, default_cache, prepare_cache
@@ -253,23 +253,55 @@ def test_an_engine_that_does_not_load_is_built_again_once(tiny: Any, built: Any,
     assert len(built) == 3
 
 
-def test_engines_of_the_bundle_go_first(tiny: Any, built: Any) -> None:
+BUILT = "built, because there is no cache folder"
+
+
+@pytest.mark.parametrize(
+    ("plan", "version", "taken", "origin"),
+    [
+        pytest.param(b"plan:ahead", "1.7.1", True, "taken from the bundle", id="same"),
+        pytest.param(b"plan:ahead", "1.7.1.4", True, "taken from the bundle", id="another-build"),
+        pytest.param(
+            b"plan:ahead",
+            "1.7.0",
+            False,
+            f"{BUILT}; the bundle's is for version 1.7.0 and this is 1.7.1.9",
+            id="older",
+        ),
+        pytest.param(
+            b"plan:ahead",
+            "1.17.1",
+            False,
+            f"{BUILT}; the bundle's is for version 1.17.1 and this is 1.7.1.9",
+            id="newer",
+        ),
+        pytest.param(
+            b"damaged",
+            "1.7.1",
+            False,
+            f"{BUILT}; TensorRT does not load the bundle's: the engine is of another version",
+            id="does-not-load",
+        ),
+    ],
+)
+def test_engines_of_the_bundle_go_first(
+    plan: bytes, version: str, taken: bool, origin: str, tiny: Any, built: Any
+) -> None:
     driver = FakeDriver()
     trt = FakeTensorRt(driver, tiny.reference, SHAPES)
-    make = lambda plan: TensorRtEngine(  # noqa: E731
+    trt.__version__ = "1.7.1.9"
+    engine = TensorRtEngine(
         "tensorrt-rtx",
         tiny.files["model.onnx"],
         EngineOptions(),
-        prebuilt=plan,
+        prebuilt=Prebuilt(plan, version),
         cuda=Cuda(0, library=driver),
         module=trt,
     )
-    engine = make(b"plan:ahead")
-    assert (engine.built.how, built) == ("taken from the bundle", [])
+    assert engine.origin == origin
+    assert (engine.built.plan, built) == ((plan, []) if taken else (b"plan:0", [b"plan:0"]))
     engine.close()
-    engine = make(b"of another version")
-    assert (engine.built.plan, len(built)) == (b"plan:0", 1)
-    engine.close()
+    assert driver.live == set()
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,8 @@ def targets(
             if key != "releases" and words != "":
                 stdout().print(f"{key:<20}{words}", markup=False, highlight=False, soft_wrap=True)
         for release in plain["releases"]:
-            line = ", ".join(f"{key} {value or 'not stated'}" for key, value in release.items())
+            release["linux"] = ", ".join(linux for linux, _ in release["linux"])
+            line = "; ".join(f"{key} {value or 'not stated'}" for key, value in release.items())
             stdout().print(f"{'':<20}{line}", markup=False, highlight=False, soft_wrap=True)
         return
     shown = (*devices.TARGETS, *own)

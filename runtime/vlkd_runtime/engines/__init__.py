@@ -13,6 +13,7 @@ from .base import (
     EngineOutput,
     Execution,
     OpenedEngine,
+    Prebuilt,
     Selection,
 )
 
@@ -25,6 +26,7 @@ __all__ = [
     "EngineOutput",
     "Execution",
     "OpenedEngine",
+    "Prebuilt",
     "Selection",
     "engines_to_try",
     "open_engine",
@@ -54,7 +56,7 @@ def open_engine(
     engine: str = "auto",
     threads: int | None = None,
     options: EngineOptions | None = None,
-    prebuilt: bytes | None = None,
+    prebuilt: Prebuilt | None = None,
 ) -> OpenedEngine:
     """Load a model into an engine.
 
@@ -85,7 +87,7 @@ def open_engine(
     return _open(names[-1], model, chosen, prebuilt)
 
 
-def _open(name: str, model: bytes | Path, options: EngineOptions, prebuilt: bytes | None) -> OpenedEngine:
+def _open(name: str, model: bytes | Path, options: EngineOptions, prebuilt: Prebuilt | None) -> OpenedEngine:
     match name:
         case "tensorrt" | "tensorrt-rtx":
             from .tensorrt import TensorRtEngine

@@ -123,8 +123,26 @@ class Engine(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Prebuilt:
+    """An engine built ahead of time.
+
+    Attributes:
+        plan: Its bytes.
+        version: The version of the runtime that it was built for.
+    """
+
+    plan: bytes = field(repr=False)
+    version: str
+
+
 class OpenedEngine(Engine, Protocol):
     """An engine that `open_engine` gave, which can account for what it runs."""
+
+    @property
+    def origin(self) -> str:
+        """Say how it came about: made of the model, found in the cache, built and why, or brought along."""
+        ...
 
     @property
     def folder(self) -> Path | None:
@@ -169,6 +187,7 @@ class Selection:
         variant: The bundle's variant in use.
         engines: Every engine that was looked at, in order of preference.
         variants: Every variant of the bundle, best for this engine first.
+        origin: How the engine came about; for one that was built though the bundle brings one, why.
         execution: What the engine says it runs; None where it was not asked.
         self_test: What the self-test came to, and whether it was run now or before.
     """
@@ -177,5 +196,6 @@ class Selection:
     variant: str
     engines: tuple[Considered, ...] = ()
     variants: tuple[Considered, ...] = ()
+    origin: str = ""
     execution: Execution | None = None
     self_test: dict[str, object] = field(default_factory=dict)

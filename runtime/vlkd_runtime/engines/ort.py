@@ -99,6 +99,11 @@ class OrtEngine:
         return self._info
 
     @property
+    def origin(self) -> str:
+        """Say how it came about."""
+        return "made of the model at each start"
+
+    @property
     def identity(self) -> dict[str, str]:
         """Give all that its answers depend on beside the bundle."""
         return {

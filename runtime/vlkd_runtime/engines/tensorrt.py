@@ -6,6 +6,7 @@ Letters: N images, H rows, W columns, D sizes of the joint space, C classes.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import hashlib
 import importlib
 import threading
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import BundleError, DataError, SelfTestError, UnavailableError, UsageError
-from .base import EngineInfo, EngineOptions, EngineOutput, Execution
+from .base import EngineInfo, EngineOptions, EngineOutput, Execution, Prebuilt
 from .building import Built, engine_identity, get_engine
 from .cuda import CAPTURE_THREAD_LOCAL, NON_BLOCKING, Buffer, Cuda
 from .inspection import read_inspection
@@ -33,7 +34,12 @@ _DTYPES = {"image": np.uint8, "embedding": np.float32, "logits": np.float32}
 
 
 class TensorRtEngine:
-    """A TensorRT engine; each thread that runs it has an execution context of its own for that time."""
+    """A TensorRT engine; each thread that runs it has an execution context of its own for that time.
+
+    Contexts are lent to a run and given back, and never tied to a thread: no two runs are ever in one context, there
+    are as many as runs have overlapped, and a thread that ends leaves none behind. A thread's own context would
+    keep its buffers for as long as the thread lives, in a pool of threads that each predict once in a while.
+    """
 
     def __init__(
         self,
@@ -41,7 +47,7 @@ class TensorRtEngine:
         model: bytes | Path,
         options: EngineOptions,
         *,
-        prebuilt: bytes | None = None,
+        prebuilt: Prebuilt | None = None,
         cuda: Cuda | None = None,
         module: Any = None,
     ) -> None:
@@ -86,6 +92,11 @@ class TensorRtEngine:
     def folder(self) -> Path | None:
         """Give the cache folder that holds the engine."""
         return self.built.folder
+
+    @property
+    def origin(self) -> str:
+        """Say how it came about."""
+        return self.built.how
 
     @property
     def identity(self) -> dict[str, str]:
@@ -137,12 +148,20 @@ class TensorRtEngine:
             context.close()
         self._let_go()
 
-    def _load(self, model: bytes, prebuilt: bytes | None) -> Built:
+    def _load(self, model: bytes, prebuilt: Prebuilt | None) -> Built:
         """Deserialise the engine, whose hash was checked; one that does not load is built again, once."""
+        passed_over = ""
         if prebuilt is not None:
-            built = Built(prebuilt, hashlib.sha256(prebuilt).hexdigest(), None, "taken from the bundle", {})
-            if self._deserialise(built):
-                return built
+            found = str(self._trt.__version__)
+            if _release(found) != _release(prebuilt.version):
+                passed_over = f"the bundle's is for version {prebuilt.version} and this is {found}"
+            else:
+                digest = hashlib.sha256(prebuilt.plan).hexdigest()
+                built = Built(prebuilt.plan, digest, None, "taken from the bundle", {})
+                if self._deserialise(built):
+                    return built
+                errors = "; ".join(self._logger.errors[-3:]) or "it gave no reason"
+                passed_over = f"TensorRT does not load the bundle's: {errors}"
         built = get_engine(model, self._identity, self._options, fresh=False)
         if not self._deserialise(built) and not built.answer:
             built = get_engine(model, self._identity, self._options, fresh=True)
@@ -151,7 +170,7 @@ class TensorRtEngine:
             errors = "; ".join(self._logger.errors[-3:]) or "it gave no reason"
             msg = f"engine {self._name}: TensorRT does not load the engine it built: {errors}; use another engine"
             raise UnavailableError(msg)
-        return built
+        return dataclasses.replace(built, how=f"{built.how}; {passed_over}") if passed_over else built
 
     def _deserialise(self, built: Built) -> bool:
         self._engine = self._runtime.deserialize_cuda_engine(built.plan)
@@ -289,6 +308,11 @@ class _Context:
         finally:
             if graph.value:
                 self._cuda.call("cuGraphDestroy", graph)
+
+
+def _release(version: str) -> tuple[str, ...]:
+    """Give what decides whether an engine can be read: the first three numbers, without the build's."""
+    return tuple(version.split(".")[:3])
 
 
 def _import_tensorrt(name: str) -> Any:
