@@ -264,7 +264,7 @@ class Classifier(VocabularyOwner):
         if many is None:
             row: npt.NDArray[np.float32] = self._runner.one(cast("ImageSource", one), vocabulary).embedding[0]
             return row
-        rows = list(self._runner.many(many, vocabulary, lambda output: output.embedding))
+        rows = list(self._runner.many(many, vocabulary, lambda output: list(output.embedding)))
         if not rows:
             size = 0 if self.manifest is None else self.manifest.model.embedding[1]
             return np.zeros((0, size), np.float32)

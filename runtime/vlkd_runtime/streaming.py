@@ -6,7 +6,7 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, TypeAlias, TypeVar
 
@@ -43,7 +43,7 @@ def run_stream(
     workers: int | None = None,
     on_error: OnError = "raise",
     whole_batches: bool = False,
-) -> Iterator[T | ImageError]:
+) -> Generator[T | ImageError, None, None]:
     """Answer image by image.
 
     A thread of its own asks the source for images and stops asking while ``ahead`` of them wait: a fast source
@@ -87,7 +87,7 @@ def _generate(
     batch: int,
     *,
     whole_batches: bool,
-) -> Iterator[T | ImageError]:
+) -> Generator[T | ImageError, None, None]:
     stopped = threading.Event()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="vlkd-decode")
     feeder = threading.Thread(
