@@ -216,6 +216,22 @@ def pooled(window: int) -> Callable[[onnx.ModelProto], None]:
     )
 
 
+def deconvolution(
+    kernel: tuple[int, int], strides: list[int], **more: object
+) -> Callable[[onnx.ModelProto], None]:
+    def change(model: onnx.ModelProto) -> None:
+        constant(model, "w3", np.zeros((WIDTH, WIDTH, *kernel), np.float16))
+        insert(model, "conv2", 0, "ConvTranspose", "w3", strides=strides, **more)
+
+    return change
+
+
+def huge_layer(model: onnx.ModelProto) -> None:
+    """A dilated convolution over a wide image, whose rows fill the accelerator's buffer."""
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 1024
+    attribute("conv2", "dilations", [8, 8])(model)
+
+
 def big_kernel(model: onnx.ModelProto) -> None:
     constant(model, "w2", np.zeros((WIDTH, WIDTH, 33, 33), np.float16))
     attribute("conv2", "pads", [16] * 4)(model)
@@ -270,11 +286,33 @@ CASES = [
     Case("VP031", half, lambda: changed(hard_swish, half=True), "extra", DLA, "", True),
     Case("VP032", half, lambda: changed(attribute("conv2", "strides", [9, 9]), half=True), "conv2", DLA, "", True),
     Case("VP032", half, lambda: changed(big_kernel, half=True), "conv2", DLA, "", True),
+    Case("VP032", half, lambda: changed(attribute("conv2", "pads", [1, 1, 1, 3]), half=True), "conv2", DLA, "", True),
+    Case("VP032", half, lambda: changed(attribute("conv2", "dilations", [33, 1]), half=True), "conv2", DLA, "", True),
+    *(
+        Case(
+            "VP032",
+            lambda fine=fine: changed(fine, half=True),
+            lambda change=change: changed(change, half=True),
+            "extra",
+            DLA,
+            "",
+            True,
+        )
+        for fine, change in (
+            (deconvolution((22, 22), [1, 1]), deconvolution((23, 23), [1, 1])),
+            (deconvolution((32, 3), [1, 1]), deconvolution((33, 3), [1, 1])),
+            (deconvolution((3, 3), [32, 1]), deconvolution((3, 3), [33, 1])),
+            (deconvolution((64, 1), [1, 1]), deconvolution((64, 2), [1, 1])),
+            (deconvolution((3, 3), [2, 2]), deconvolution((3, 3), [1, 1], pads=[1] * 4)),
+            (deconvolution((1, 96), [1, 64]), deconvolution((3, 3), [1, 1], dilations=[2, 2])),
+        )
+    ),
     Case("VP033", lambda: changed(pooled(5), half=True), lambda: changed(pooled(9), half=True), "extra", DLA, "", True),
     Case("VP034", half, lambda: changed(long_row, half=True), "conv1", DLA, "", True),
     Case("VP034", half, lambda: changed(profile("1:1:2"), half=True, batch="N"), "model", DLA, "", True),
     Case("VP035", half, tiny, "conv1", DLA, "", True),
     Case("VP036", half, int8, "quantize", DLA, "", True),
+    Case("VP037", half, lambda: changed(huge_layer, half=True), "conv2", DLA, "", True),
 ]  # fmt: skip
 
 
@@ -288,7 +326,7 @@ def rulings(model: onnx.ModelProto, target: Target, accelerator: bool) -> dict[s
 
 def test_each_rule_has_a_case_and_ids_are_its_own() -> None:
     assert {case.rule for case in CASES} == {rule.id for rule in RULES}
-    assert len({rule.id for rule in RULES}) == len({rule.name for rule in RULES}) == len(RULES) == 25
+    assert len({rule.id for rule in RULES}) == len({rule.name for rule in RULES}) == len(RULES) == 26
     assert all(rule.reason.endswith(".") and rule.source and rule.asks for rule in RULES)
 
 

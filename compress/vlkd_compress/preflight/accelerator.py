@@ -5,11 +5,16 @@ after the last one, run on the GPU in any case; what lies between them is the bo
 accelerator.
 
 References:
-    https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/dla-layer-restrictions.html
+    https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/dla-layer-restrictions.html: layers, batch,
+    sizes, elementwise operations, resizing. ``NvInfer.h`` of TensorRT 10, at the setters of ``IConvolutionLayer``,
+    ``IDeconvolutionLayer``, ``IPoolingLayer``, ``ILRNLayer`` and ``IConcatenationLayer``: the same numbers, and padding
+    below the kernel. NVIDIA TensorRT Developer Guide 8.5, 12.2: the convolution buffer, and which deconvolutions are
+    disabled.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -30,6 +35,10 @@ _PLAIN = frozenset(
     | {QUANTIZE, DEQUANTIZE}
 )
 _MOST_CHANNELS, _MOST_BATCH, _MOST_SIZE = 8192, 4096, 8192
+# Deconvolutions: long thin kernels are taken, large square ones would take too long to compile.
+_LONG_SIZES, _LARGEST_SQUARE = (64, 96, 128), 22
+# The convolution buffer: 16 banks of 256 entries; a kernel begins at a multiple of 128 bytes.
+_BANKS, _BANK_BYTES, _BANK_ENTRIES, _BUFFER_LINE = 16, 32768, 256, 128
 _FIRST_WITH_QDQ = (10, 11)
 _FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.BFLOAT16)
 
@@ -78,8 +87,9 @@ def _operator(node: onnx.NodeProto, graph: Graph) -> Iterator[Finding]:
         if len(values) != 2 or values[0] != 0 or values[1] is None or not 1 <= values[1] <= 127:
             problem = f"expected Clip from 0 to 1 through 127, found {values}"
     elif node.op_type == "Concat":
-        if _one(node, "axis", 1) not in (1, -3):
-            problem = f"expected Concat along channels, found axis {_one(node, 'axis', 1)}"
+        if _one(node, "axis", 1) not in (1, -3) or len(node.input) < 2:
+            axis, count = _one(node, "axis", 1), len(node.input)
+            problem = f"expected Concat of two or more along channels, found {count} along axis {axis}"
     elif node.op_type == "PRelu":
         if graph.constant(node.input[1]) is None:
             problem = "expected a constant slope, found one that is computed"
@@ -110,22 +120,79 @@ def _convolution(node: onnx.NodeProto, graph: Graph) -> Iterator[Finding]:
     if len(kernel) != 2:
         yield Finding("dla-convolution", node.name, f"expected two spatial sizes, found {len(kernel)}")
         return
-    transposed = node.op_type == "ConvTranspose"
     groups = _one(node, "group", 1)
-    limits: tuple[tuple[str, Sequence[int | None], int, int], ...] = (
-        ("kernel", kernel, 1, 32),
-        ("stride", _many(node, "strides", [1, 1]), 1, 8),
-        ("padding", _many(node, "pads", [0] * 4), 0, 0 if transposed else 31),
-        ("dilation", _many(node, "dilations", [1, 1]), 1, 1 if transposed else 32),
-        ("group", [groups], 1, 1 if transposed else _MOST_CHANNELS),
-        ("channels", [shape[0], (shape[1] or 0) * (1 if transposed else groups)], 1, _MOST_CHANNELS),
-    )
+    strides = _many(node, "strides", [1, 1])
+    pads, dilations = _many(node, "pads", [0] * 4), _many(node, "dilations", [1, 1])
+    channels = [shape[0], (shape[1] or 0) * (1 if node.op_type == "ConvTranspose" else groups)]
+    limits: tuple[tuple[str, Sequence[int | None], int, int], ...]
+    if node.op_type == "ConvTranspose":
+        yield from _deconvolution(node, kernel, strides)
+        limits = (
+            ("padding", pads, 0, 0),
+            ("dilation", dilations, 1, 1),
+            ("group", [groups], 1, 1),
+            ("channels", [shape[0], shape[1]], 1, _MOST_CHANNELS),
+        )
+    else:
+        limits = (
+            ("kernel", kernel, 1, 32),
+            ("stride", strides, 1, 8),
+            # Padding comes as top, left, bottom, right, and each is smaller than the kernel there.
+            *(("padding", [pads[place]], 0, min(31, kernel[place % 2] - 1)) for place in range(len(pads))),
+            ("dilation", dilations, 1, 32),
+            ("group", [groups], 1, _MOST_CHANNELS),
+            ("channels", channels, 1, _MOST_CHANNELS),
+        )
+        yield from _buffer(node, graph, kernel, dilations[0])
     yield from _outside("dla-convolution", node, limits)
 
 
+def _deconvolution(node: onnx.NodeProto, kernel: Sequence[int], strides: Sequence[int]) -> Iterator[Finding]:
+    for what, (rows, columns) in (("kernel", kernel), ("stride", strides)):
+        long = sorted((rows, columns))
+        slow = rows == columns and rows > _LARGEST_SQUARE
+        if (max(long) > 32 and (long[0] != 1 or long[1] not in _LONG_SIZES)) or slow:
+            message = (
+                f"expected a {what} of a deconvolution up to 32, up to {_LARGEST_SQUARE} if square, or 1 by 64, 96 or "
+                f"128, found {[rows, columns]}: change the student's {what}"
+            )
+            yield Finding("dla-convolution", node.name, message)
+
+
+def _buffer(node: onnx.NodeProto, graph: Graph, kernel: Sequence[int], dilation: int) -> Iterator[Finding]:
+    """Hold the least that a convolution needs at once to the accelerator's buffer.
+
+    Only where all channels belong to one group: what of a grouped one is held at once is not documented.
+    """
+    inside = graph.shapes.get(node.input[0], ())
+    channels, width = (inside[1], inside[3]) if len(inside) == 4 else (None, None)
+    if channels is None or width is None or _one(node, "group", 1) != 1:
+        return
+    maker = graph.producers.get(node.input[0])
+    element = 1 if maker is not None and maker.op_type == DEQUANTIZE else 2
+    one_kernel = _round_up(channels * kernel[0] * kernel[1] * element, _BUFFER_LINE)
+    slice_entries = math.ceil(math.ceil(channels * element / 32) * width / 4)
+    rows = (kernel[0] - 1) * dilation + 1
+    banks = math.ceil(one_kernel / _BANK_BYTES) + math.ceil(slice_entries * rows / _BANK_ENTRIES)
+    if banks > _BANKS:
+        message = (
+            f"expected a kernel and the rows under it to fit into {_BANKS} banks of the convolution buffer, found "
+            f"{banks}: take fewer channels, a smaller kernel or a narrower image"
+        )
+        yield Finding("dla-buffer", node.name, message)
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
 def _pooling(node: onnx.NodeProto) -> Iterator[Finding]:
+    window = _many(node, "kernel_shape", [1, 1])
+    if len(window) != 2:
+        yield Finding("dla-pooling", node.name, f"expected two spatial sizes, found {len(window)}")
+        return
     limits = (
-        ("window", _many(node, "kernel_shape", [1, 1]), 1, 8),
+        ("window", window, 1, 8),
         ("stride", _many(node, "strides", [1, 1]), 1, 16),
         ("padding", _many(node, "pads", [0] * 4), 0, 7),
     )

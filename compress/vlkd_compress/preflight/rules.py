@@ -210,9 +210,10 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "VP032",
         "dla-convolution",
-        "kernels of 1 to 32, strides of 1 to 8, padding below 32, dilation to 32, channels to 8192",
+        "kernels of 1 to 32, strides of 1 to 8, padding below 32 and below the kernel, dilation to 32, channels to "
+        "8192; deconvolutions without padding, dilation and groups, kernels and strides to 32 or 1 by 64, 96 or 128",
         "The accelerator's convolution unit is made for no more.",
-        _DLA,
+        f"{_DLA}; NvInfer.h, IConvolutionLayer and IDeconvolutionLayer",
         accelerator=True,
     ),
     Rule(
@@ -220,7 +221,7 @@ RULES: tuple[Rule, ...] = (
         "dla-pooling",
         "windows of 1 to 8, strides of 1 to 16, padding below 8",
         "The accelerator's pooling unit is made for no more.",
-        _DLA,
+        f"{_DLA}; NvInfer.h, IPoolingLayer",
         accelerator=True,
     ),
     Rule(
@@ -245,6 +246,14 @@ RULES: tuple[Rule, ...] = (
         "no Q/DQ where the target's TensorRT is older than 10.11",
         "Older releases read no explicit quantization for the accelerator: ship float16 for it.",
         _DLA_RUNTIME,
+        accelerator=True,
+    ),
+    Rule(
+        "VP037",
+        "dla-buffer",
+        "one kernel and the rows under it fit into the 16 banks of the convolution buffer",
+        "The accelerator holds both at once and cannot run the layer otherwise.",
+        "TensorRT Developer Guide 8.5, 12.2: wtBanksForOneKernel + minDataBanks",
         accelerator=True,
     ),
 )
