@@ -204,6 +204,8 @@ class BenchRecord:
         notes: What to know before believing the numbers.
         command: The command that measures again, without paths.
         interleaved_with: Digest of the bundle whose processes took turns with this one's, or "".
+        host: The device as it was reached from another machine, without the user; "" where the bench ran at hand.
+        how: In what way, or "".
     """
 
     when: str
@@ -221,6 +223,8 @@ class BenchRecord:
     notes: tuple[str, ...]
     command: str
     interleaved_with: str = ""
+    host: str = ""
+    how: str = ""
 
     @property
     def fingerprint(self) -> str:

@@ -31,6 +31,7 @@ from .benchrecord import (
     Timing,
 )
 from .latency import percentile, summarise_latency
+from .observing import Glimpse, Observer
 from .powermeter import Load, measure_power
 from .probe import PROGRAM
 from .sensors import find_sensor
@@ -90,7 +91,12 @@ class Measured:
 
 
 def run(
-    plan: Plan, *, on_gpu: bool, root: Path = Path("/"), progress: Callable[[str], None] = lambda _: None
+    plan: Plan,
+    *,
+    on_gpu: bool,
+    root: Path = Path("/"),
+    progress: Callable[[str], None] = lambda _: None,
+    watch: Callable[[Glimpse], None] | None = None,
 ) -> Measured:
     """Measure a bundle.
 
@@ -99,10 +105,31 @@ def run(
         on_gpu: Whether the engine runs on a GPU, which decides what power sensor fits.
         root: Where /proc and /sys are found; another folder in tests.
         progress: Called with a few words before each process.
+        watch: Called twice a second, in a thread, with how the bench and the device are doing.
 
     Raises:
         UnavailableError: A process failed or did not end.
     """
+    if watch is None:
+        return _run(plan, on_gpu, root, progress, None)
+    with tempfile.TemporaryDirectory() as folder:
+        ring = Path(folder) / "ring"
+        with Observer(watch, ring, find_sensor(root, on_gpu=on_gpu), root) as observer:
+
+            def tell(note: str) -> None:
+                observer.phase = note
+                progress(note)
+
+            measured = _run(plan, on_gpu, root, tell, ring)
+            share = observer.share_of_core
+    note = f"watched while it ran, which took {100 * share:.1f} % of one core, outside the timed calls"
+    other = measured.against and replace(measured.against, notes=(*measured.against.notes, note))
+    return replace(measured, notes=(*measured.notes, note), against=other)
+
+
+def _run(
+    plan: Plan, on_gpu: bool, root: Path, progress: Callable[[str], None], ring: Path | None
+) -> Measured:
     with _image(plan) as image:
         base = {
             "bundle": str(plan.bundle),
@@ -113,6 +140,7 @@ def run(
         samples = -(-plan.samples // plan.processes)
         limit = plan.max_seconds / plan.processes
         request = {**base, "action": "latency", "samples": samples, "max_seconds": limit}
+        request |= {} if ring is None else {"ring": str(ring)}
         available = _available_bytes(root)
         answers, others = [], []
         with Watch(lambda: _available_bytes(root)) as watch:

@@ -84,11 +84,12 @@ class DeviceState:
         return ", ".join(parts) or "the system tells neither power mode, clocks nor temperatures"
 
 
-def read_state(root: Path = Path("/")) -> DeviceState:
+def read_state(root: Path = Path("/"), *, mode: bool = True) -> DeviceState:
     """Read the state of this device.
 
     Args:
         root: Where /sys, /proc, /etc and /var are found; another folder in tests.
+        mode: Whether to look for the power mode, for which a board's own tool may have to be run.
     """
     cores = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq"))
     governors = {read(core / "scaling_governor").strip() for core in cores} - {""}
@@ -96,7 +97,7 @@ def read_state(root: Path = Path("/")) -> DeviceState:
     highest = [_number(core / "scaling_max_freq") for core in cores]
     gpu = _gpu_clock(root)
     return DeviceState(
-        power_mode=_power_mode(root),
+        power_mode=_power_mode(root) if mode else "",
         governor=", ".join(sorted(governors)),
         cpu_mhz=tuple(value / 1e3 for value in current if value),
         cpu_max_mhz=max((value / 1e3 for value in highest if value), default=None),

@@ -143,10 +143,12 @@ def measure_together(
     min_seconds: float = 0.0,
     max_seconds: float = 60.0,
     clock: Callable[[], int] = time.perf_counter_ns,
+    after: Callable[[Mapping[str, list[int]]], None] | None = None,
 ) -> Series:
     """Time several calls in turn, one of each per round, after warming up until all their times settle.
 
-    In turn, so that a slow moment of the machine falls on all of them alike. The arguments are `measure`'s.
+    In turn, so that a slow moment of the machine falls on all of them alike. The arguments are `measure`'s, and
+    `after` is called with the durations so far after each round, outside what is timed.
     """
     started = clock()
     limit = started + int(max_seconds * 1e9)
@@ -159,9 +161,11 @@ def measure_together(
             switches = _switches()
             before = clock()
             call()
-            after = clock()
+            done = clock()
             interrupted[name] += _switches() > switches
-            samples[name].append(after - before)
+            samples[name].append(done - before)
+        if after is not None:
+            after(samples)
         now = clock()
         enough = rounds >= min_samples and now - first >= min_seconds * 1e9
         if enough or now >= limit:

@@ -55,6 +55,15 @@ def latency(request: Mapping[str, Any], classifier: Classifier) -> dict[str, Any
     image = Path(request["image"])
     prepared = prepare(image, classifier.preprocess)
     batch = prepared[None]
+    after: Callable[[Mapping[str, list[int]]], None] | None = None
+    if "ring" in request:
+        from .observing import Ring
+
+        ring = Ring(Path(request["ring"]), reset=True)
+
+        def after(samples: Mapping[str, list[int]]) -> None:
+            ring.add(samples["call"][-1])
+
     series = measure_together(
         {
             "engine": lambda: classifier.infer(batch),
@@ -63,6 +72,7 @@ def latency(request: Mapping[str, Any], classifier: Classifier) -> dict[str, Any
         },
         min_samples=request["samples"],
         max_seconds=request["max_seconds"],
+        after=after,
     )
     return {
         "samples_ns": series.samples_ns,

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal
-
-from rich.console import Console
+from typing import Literal, Protocol
 
 from vlkd_bench.accuracydetail import AccuracyRecord, describe_accuracy
 from vlkd_bench.benchrecord import BenchRecord, BundleFacts, Setup
 from vlkd_bench.benchrun import Measured, Plan, run
 from vlkd_bench.devicestate import read_state
 from vlkd_bench.machine import read_machine
+from vlkd_bench.observing import Glimpse
 from vlkd_bench.predictions import PredictionRow, evaluate
 from vlkd_bench.samples import Sample
 from vlkd_runtime import Classifier
 from vlkd_runtime.bundle import Bundle
 from vlkd_runtime.errors import ConfigError
-
-from .progress import Live
 
 # Parts of providers' names that say that a GPU runs the model.
 GPU_PROVIDERS = ("CUDA", "TensorRT", "Tensorrt", "NvTensorRtRtx")
@@ -37,6 +35,8 @@ class Request:
         domains: Domains to take; all if empty.
         split: "all" images, or the "test" images that no build trains on.
         command: What was typed, without paths.
+        watch: Whether to show how the bench and the device are doing while it runs.
+        root: Where /proc and /sys are found.
     """
 
     plan: Plan
@@ -44,18 +44,35 @@ class Request:
     domains: tuple[str, ...] = ()
     split: Literal["all", "test"] = "all"
     command: str = ""
+    watch: bool = False
     root: Path = field(default=Path("/"))
 
 
-def bench(request: Request, console: Console) -> tuple[BenchRecord, BenchRecord | None]:
+class Show(Protocol):
+    """Where a bench shows how far it is. Needs no package that a device may lack."""
+
+    def task(self, title: str, total: int | None) -> AbstractContextManager[Callable[..., None]]:
+        """Show one piece of work; the value is called as ``advance(count, note="...")``."""
+        ...
+
+    def glimpse(self, glimpse: Glimpse) -> None:
+        """Show one look at the bench; called in another thread."""
+        ...
+
+
+def bench(request: Request, live: Show) -> tuple[BenchRecord, BenchRecord | None]:
     """Measure a bundle, and the one it takes turns with if there is one.
+
+    Args:
+        request: What to measure.
+        live: Where to show how far it is.
 
     Raises:
         BundleError: The bundle is damaged.
         DataError: The folder, a domain or a class is missing or empty, or an image cannot be read.
         UnavailableError: The engine is not installed, or a process failed.
     """
-    live, plan = Live(console), request.plan
+    plan = request.plan
     opened = Bundle.open(plan.bundle)
     samples = find_samples(request, opened.manifest.classes) if request.data is not None else ()
     before = read_state(request.root)
@@ -79,6 +96,7 @@ def bench(request: Request, console: Console) -> tuple[BenchRecord, BenchRecord 
             on_gpu=on_gpu,
             root=request.root,
             progress=progress,
+            watch=live.glimpse if request.watch else None,
         )
     after = read_state(request.root)
     other = Bundle.open(plan.against) if plan.against is not None else None
@@ -141,7 +159,7 @@ def find_samples(request: Request, classes: Sequence[str]) -> tuple[Sample, ...]
     return chosen
 
 
-def _accuracy(request: Request, opened: Bundle, samples: tuple[Sample, ...], live: Live) -> AccuracyRecord:
+def _accuracy(request: Request, opened: Bundle, samples: tuple[Sample, ...], live: Show) -> AccuracyRecord:
     with (
         Classifier.load(opened, engine=request.plan.engine, threads=request.plan.threads) as classifier,
         live.task("classifying", len(samples)) as advance,
@@ -170,7 +188,7 @@ def render(record: BenchRecord) -> str:
     """A record as lines for people."""
     lines = [
         f"{record.bundle.name} for {record.bundle.target}, {record.setup.describe()}",
-        f"on {record.machine.describe()}",
+        f"on {record.machine.describe()}" + f"; reached as {record.host} {record.how}" * bool(record.host),
         f"state: {record.before.describe()}",
         "",
         f"{'':<12}{'p50':>10}{'p90':>10}{'p95':>10}{'p99':>10}{'max':>10}  ms",

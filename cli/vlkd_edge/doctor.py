@@ -6,14 +6,16 @@ import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any
 
 from vlkd_runtime.targets import JETPACKS, Target
 
 from .probing import BUILD, PythonFacts, System
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+INSTALL_BASICS = "pip install numpy pillow"
 INSTALL_BUILD = "pip install 'vlkd-edge[build]'"
 INSTALL_ORT = "pip install 'vlkd-edge[ort]'"
 INSTALL_RTX_PLUGIN = "pip install 'vlkd-edge[ort]' onnxruntime-ep-nv-tensorrt-rtx-cu13"
@@ -74,7 +76,7 @@ def diagnose(target: Target, python: PythonFacts, system: System) -> Diagnosis:
     return Diagnosis(
         target.name,
         tuple(_builds(target, python, system)),
-        tuple(runs[target.engine](target, python, system)),
+        (*_basics(python), *runs[target.engine](target, python, system)),
     )
 
 
@@ -103,6 +105,12 @@ def engines(python: PythonFacts, system: System) -> dict[str, dict[str, Any]]:
         "ort-cpu": ort,
     }
     return {name: {"available": not reason, "reason": reason} for name, reason in reasons.items()}
+
+
+def _basics(python: PythonFacts) -> Iterator[Lack]:
+    missing = [module for module in ("numpy", "PIL") if module not in python.packages]
+    if missing:
+        yield Lack(f"packages that everything needs: {', '.join(missing)}", INSTALL_BASICS)
 
 
 def _builds(target: Target, python: PythonFacts, system: System) -> Iterator[Lack]:
@@ -206,13 +214,22 @@ def report(
     targets: Sequence[Target], python: PythonFacts, system: System, *, as_json: bool, console: Console
 ) -> dict[str, Diagnosis]:
     """Print what is here and what is missing; return the diagnoses by target."""
-    found = {target.name: diagnose(target, python, system) for target in targets if not target.alias_of}
+    found = _diagnoses(targets, python, system)
     if as_json:
         print(json.dumps(_plain(found, python, system)))
     else:
         for line in _lines(found, python, system):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     return found
+
+
+def examine(targets: Sequence[Target], python: PythonFacts, system: System) -> dict[str, Any]:
+    """Return what ``--json`` prints."""
+    return _plain(_diagnoses(targets, python, system), python, system)
+
+
+def _diagnoses(targets: Sequence[Target], python: PythonFacts, system: System) -> dict[str, Diagnosis]:
+    return {target.name: diagnose(target, python, system) for target in targets if not target.alias_of}
 
 
 def _plain(found: dict[str, Diagnosis], python: PythonFacts, system: System) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from vlkd_bench.observing import Glimpse
+
 Advance = Callable[..., None]
 
 
@@ -32,6 +34,9 @@ class Live:
         """Print one line, on a terminal only."""
         if self._console.is_terminal:
             self._console.print(text, style="dim", markup=False, highlight=False)
+
+    def glimpse(self, glimpse: Glimpse) -> None:
+        """Show one look at a bench: nothing, unless it is watched."""
 
     def banner(self, title: str, lines: Sequence[str]) -> None:
         """Print lines that belong before any work, whoever reads: a log needs them, too."""

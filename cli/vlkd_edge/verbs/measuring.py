@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,6 +27,9 @@ from ..options import (
     stderr,
     stdout,
 )
+
+if TYPE_CHECKING:
+    from vlkd_bench.benchrecord import BenchRecord
 
 
 def bench(
@@ -60,38 +64,94 @@ def bench(
         Path | None,
         typer.Option(help="Append that bundle's record to this file, as a baseline for 'report'."),
     ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show latency, power, temperatures and clocks while it runs.")
+    ] = False,
+    on: Annotated[
+        str | None,
+        typer.Option("--on", metavar="USER@HOST", help="Measure there over ssh, and bring the record back."),
+    ] = None,
+    python: Annotated[str, typer.Option(help="With --on: the device's Python, 3.10 or later.")] = "python3",
+    ssh_option: Annotated[
+        list[str] | None,
+        typer.Option(help="With --on: Name=value of ssh_config, such as Port=2222 or IdentityFile=KEY."),
+    ] = None,
+    remote_data: Annotated[
+        str | None, typer.Option(help="With --on: a --data folder that is on the device already.")
+    ] = None,
+    reconnect_minutes: Annotated[
+        float, typer.Option(min=0, help="With --on: how long to try again when the connection drops.")
+    ] = 10.0,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="With --on: keep nothing on the device for the next time.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a bundle on this machine: latency, cold start, memory, power, device state, accuracy by domain."""
+    """Measure a bundle: latency, cold start, memory, power, device state, accuracy by domain.
+
+    On this machine, or with --on USER@HOST on a device that has Python 3.10, numpy, Pillow and an engine: what is
+    missing there is copied to a folder of its own, the run outlives a dropped connection, and the same command picks
+    it up again.
+    """
     from vlkd_bench.benchrun import Plan
 
     from ..benching import Request, render
-    from ..benching import bench as run
+    from ..parsing import words
+    from ..progress import Live
+    from ..watching import Watching
 
     plan = Plan(bundle, engine, threads, samples, processes, max_seconds, image, throughput, power, against)
-    chosen = tuple(word.strip() for word in domains.split(",") if word.strip())
+    typed = [word.replace(on, on.rpartition("@")[2]) if on else word for word in sys.argv[1:]]
+    request = Request(
+        plan=plan,
+        data=data,
+        domains=words(domains),
+        split=choice("--split", split, ("all", "test")),
+        command=command_words(typed),
+        watch=watch,
+    )
+    kept: list[BenchRecord] = []
+
+    def keep(records: Sequence[BenchRecord]) -> None:
+        from vlkd_bench.records import append
+
+        for path, item in zip((record, against_record), records, strict=False):
+            if path is not None:
+                append(path, item.to_record())
+        kept.extend(records)
+
+    show = (Watching if watch else Live)(stderr())
     try:
-        result, other = run(
-            Request(
-                plan, data, chosen, choice("--split", split, ("all", "test")), command_words(sys.argv[1:])
-            ),
-            stderr(),
-        )
+        if on is not None:
+            from ..over_ssh.connection import Way
+            from ..over_ssh.session import Remote, bench_on
+
+            way = Way(on, python, tuple(ssh_option or ()))
+            bench_on(request, Remote(way, remote_data, 60 * reconnect_minutes, clean), show, _say, keep)
+        else:
+            from ..benching import bench as run
+
+            _only_with_on(python != "python3", ssh_option, remote_data, clean)
+            keep([found for found in run(request, show) if found is not None])
     except KeyboardInterrupt:
         print("Interrupted. No record was written.", file=sys.stderr)
         raise typer.Exit(130) from None
-    if record is not None:
-        from vlkd_bench.records import append
-
-        append(record, result.to_record())
-    if against_record is not None and other is not None:
-        from vlkd_bench.records import append
-
-        append(against_record, other.to_record())
     if as_json:
-        print(json.dumps(result.to_record().to_json(), allow_nan=False))
+        print(json.dumps(kept[0].to_record().to_json(), allow_nan=False))
     else:
-        stdout().print(render(result), markup=False, highlight=False, soft_wrap=True)
+        stdout().print(render(kept[0]), markup=False, highlight=False, soft_wrap=True)
+
+
+def _say(text: str) -> None:
+    stderr().print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def _only_with_on(*given: object) -> None:
+    if any(given):
+        from vlkd_runtime.errors import ConfigError
+
+        msg = "--python, --ssh-option, --remote-data and --clean are for a device: expected --on USER@HOST with them."
+        raise ConfigError(msg)
 
 
 def bench_dg(
