@@ -159,7 +159,9 @@ class Observer:
         if isinstance(self._sensor, NoSensor):
             return None, "no power sensor: " + "; ".join(self._sensor.reasons)
         reading = self._sensor.read()
-        return None if reading is None else reading.watts, self._sensor.covers
+        if reading is None:
+            return None, f"no reading of {self._sensor.covers}"
+        return reading.watts, self._sensor.covers
 
     def _changes(self, state: DeviceState) -> tuple[str, ...]:
         return changes(self._first, state)

@@ -16,21 +16,51 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from tinymodel import NAMES, tiny_bundle
 from vlkd_bench.benchrecord import load_bench_records
+from vlkd_bench.benchrun import Plan
+from vlkd_edge.benching import Request, bench
 from vlkd_edge.over_ssh import agent, parcels
 from vlkd_edge.over_ssh.connection import BOOT, Connection, Way
+from vlkd_edge.over_ssh.runner import request_of
+from vlkd_edge.progress import Live
 from vlkd_runtime.errors import ConfigError, UnavailableError
 
 FAST = ("--samples", "10", "--processes", "1", "--no-throughput", "--no-power")
+# In place of our packages: a run that begins at once, ends when the file "gate" is there, and has a record ready.
+STUB = """
+import json, pathlib, sys, time
+if sys.argv[1] == "--doctor":
+    engine = {{"available": {engine!r}, "reason": "no onnxruntime: pip install it"}}
+    print(json.dumps({{"engines": {{"ort-cpu": engine}}, "targets": {{}}}}))
+    sys.exit()
+folder = pathlib.Path(sys.argv[1])
+(folder / "progress.jsonl").write_text(json.dumps({{"task": "timing", "total": None}}) + "\\n")
+while not pathlib.Path({gate!r}).exists():
+    time.sleep(0.02)
+(folder / "answer.tmp").write_bytes(pathlib.Path({answer!r}).read_bytes())
+(folder / "answer.tmp").rename(folder / "answer.json")
+"""
+MAIN = """
+import sys
+from pathlib import Path
+from vlkd_edge.__main__ import main
+if sys.argv[1]:
+    from vlkd_edge.over_ssh import parcels
+    files = [(path.relative_to(sys.argv[1]).as_posix(), path) for path in Path(sys.argv[1]).rglob("*.py")]
+    parcels.code = lambda: parcels._parcel("code", "", files)
+del sys.argv[1]
+main()
+"""
 # Runs what it is asked to in a home of its own. While the file "drop" is there, a line of progress ends the connection.
 FAKE = """#!{python}
 import os, pathlib, signal, subprocess, sys
@@ -65,7 +95,24 @@ class Device:
     host: str
     options: tuple[str, ...]
     path: str
-    drop: Callable[[], None] = field(default=lambda: None)
+    stub: Path
+
+    def drop(self) -> None:
+        """Let the connection break at the next word of progress."""
+        (self.home.parent / "drop").touch()
+
+    def open_gate(self) -> None:
+        """Let stubs end."""
+        (self.stub / "gate").touch()
+
+    def pretend(self, answer: dict[str, Any], *, engine: bool = True) -> None:
+        """Put a stub in place of our packages, with what it answers."""
+        (self.stub / "answer.json").write_text(json.dumps(answer))
+        for name in ("vlkd_edge/__init__.py", "vlkd_edge/over_ssh/__init__.py"):
+            executable(self.stub / "code" / name, "")
+        gate, path = str(self.stub / "gate"), str(self.stub / "answer.json")
+        runner = STUB.format(gate=gate, answer=path, engine=engine)
+        executable(self.stub / "code/vlkd_edge/over_ssh/runner.py", runner)
 
     @property
     def kept(self) -> Path:
@@ -77,7 +124,8 @@ class Device:
 
     def words(self, *words: str | Path) -> list[str]:
         on = ("--on", self.host, "--python", sys.executable, *self.options)
-        return [sys.executable, "-m", "vlkd_edge", "bench", *map(str, (*on, *words))]
+        code = self.stub / "code" if self.stub.exists() else ""
+        return [sys.executable, "-c", MAIN, *map(str, (code, "bench", *on, *words))]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -125,11 +173,28 @@ def executable(path: Path, text: str) -> Path:
 
 
 @pytest.fixture
-def device(tmp_path: Path) -> Device:
+def fake(tmp_path: Path) -> Device:
     """A program called ssh that runs commands in a home of its own."""
     (tmp_path / "home").mkdir()
     executable(tmp_path / "bin/ssh", FAKE.format(python=sys.executable, here=str(tmp_path)))
-    return Device(tmp_path / "home", "me@device", (), str(tmp_path / "bin"), (tmp_path / "drop").touch)
+    return Device(tmp_path / "home", "me@device", (), str(tmp_path / "bin"), tmp_path / "stub")
+
+
+@pytest.fixture
+def device(fake: Device, answer: dict[str, Any]) -> Device:
+    """The same with stubs that end at once."""
+    fake.stub.mkdir()
+    fake.pretend(answer)
+    fake.open_gate()
+    return fake
+
+
+@pytest.fixture(scope="session")
+def answer(odd: Path) -> dict[str, Any]:
+    """What a run leaves, measured once for all stubs."""
+    plan = Plan(odd, samples=10, processes=1, throughput=False, power=False)
+    found, _ = bench(Request(plan), Live(Console(stderr=True)))
+    return {"records": [found.to_record().to_json()]}
 
 
 @pytest.fixture(scope="session")
@@ -150,44 +215,49 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_it_measures_there_and_brings_the_record_back(
-    device: Device, odd: Path, images: Path, tmp_path: Path
+@pytest.mark.parametrize("way", ["fake", "sshd"])
+def test_it_measures_there_and_brings_the_records_back(
+    request: pytest.FixtureRequest, way: str, odd: Path, images: Path, tmp_path: Path
 ) -> None:
-    log = tmp_path / "log.jsonl"
-    words = (odd, *FAST, "--data", images, "--domains", "photo,sketch", "--record", log, "--json")
-    done = device.bench(*words)
+    device: Device = request.getfixturevalue(way)
+    log, base = tmp_path / "log.jsonl", tmp_path / "base.jsonl"
+    words = ("--data", images, "--domains", "photo,sketch", "--against", odd, "--against-record", base)
+    done = device.bench(odd, *FAST, *words, "--watch", "--record", log, "--json")
     assert done.returncode == 0, done.stderr
-    (record,) = load_bench_records(log)
     assert json.loads(done.stdout) == json.loads(log.read_text())
-    assert (record.host, record.how.split(",")[0]) == ("device", "over ssh")
+    (record,), (other,) = load_bench_records(log), load_bench_records(base)
+    assert (record.host, record.how.split(",")[0]) == (device.host.rpartition("@")[2], "over ssh")
     assert record.accuracy is not None and set(record.accuracy.domains) == {"photo", "sketch"}
     assert record.accuracy.dataset == "my 'images', 12 images"
-    assert "me@" not in record.command and "--on device" in record.command
+    assert record.interleaved_with == other.bundle.digest == other.interleaved_with
+    assert "@" not in record.command and f"--on {record.host}" in record.command
+    assert any("watched while it ran" in note for note in record.notes)
     assert device.runs == [] and not (device.home / "x").exists()
     assert len(list(device.kept.glob("data/*/*/*/*/*.png"))) == 12
     assert stat.S_IMODE(device.kept.stat().st_mode) == 0o700
-    calls = (tmp_path / "calls").read_text().count("\n")
-    again = device.bench(*words, "--clean")
-    assert again.returncode == 0 and len(load_bench_records(log)) == 2, again.stderr
-    # The second time nothing had to be copied: three requests fewer, for code, bundle and data.
-    assert (tmp_path / "calls").read_text().count("\n") - calls == calls - 3
+
+
+def test_the_second_time_nothing_is_copied_and_clean_leaves_nothing(
+    device: Device, odd: Path, tmp_path: Path
+) -> None:
+    calls = []
+    for words in ((), ("--clean",)):
+        done = device.bench(odd, *FAST, "--record", tmp_path / "log.jsonl", *words)
+        assert done.returncode == 0, done.stderr
+        calls.append((tmp_path / "calls").read_text().count("\n"))
+    # Two requests fewer, for the code and the bundle.
+    assert calls[1] - calls[0] == calls[0] - 2
+    assert len(load_bench_records(tmp_path / "log.jsonl")) == 2
     assert not device.kept.exists() and list((device.home / ".cache/vlkd-edge").iterdir()) == []
 
 
-def test_a_dropped_connection_is_taken_up_again_while_two_bundles_take_turns(
-    device: Device, odd: Path, tmp_path: Path
-) -> None:
+def test_a_dropped_connection_is_taken_up_again(device: Device, odd: Path, tmp_path: Path) -> None:
     device.drop()
-    base = tmp_path / "base.jsonl"
-    words = ("--samples", "2000", "--processes", "1", "--no-throughput", "--no-power", "--watch", "--json")
-    done = device.bench(odd, *words, "--against", odd, "--against-record", base)
+    done = device.bench(odd, *FAST, "--record", tmp_path / "log.jsonl")
     assert done.returncode == 0, done.stderr
     assert "lost the connection to device" in done.stderr and "picking up" not in done.stderr
     assert not (tmp_path / "drop").exists() and device.runs == []
-    record = json.loads(done.stdout)
-    assert record["interleaved_with"] == json.loads(base.read_text())["bundle"]["digest"]
-    assert "process 1 of 1; " in done.stderr and ("no power sensor" in done.stderr or " W (" in done.stderr)
-    assert any("watched while it ran" in note for note in record["notes"])
+    assert len(load_bench_records(tmp_path / "log.jsonl")) == 1
 
 
 def test_a_run_is_kept_there_until_its_record_is_kept_here(device: Device, odd: Path, tmp_path: Path) -> None:
@@ -205,19 +275,12 @@ def test_a_run_is_kept_there_until_its_record_is_kept_here(device: Device, odd: 
 
 
 def test_an_interrupt_stops_the_run_on_the_device(device: Device, odd: Path, tmp_path: Path) -> None:
-    long = (
-        "--samples",
-        "1000000",
-        "--processes",
-        "1",
-        "--max-seconds",
-        "300",
-        "--no-throughput",
-        "--no-power",
-    )
-    process = device.begin(odd, *long, "--record", tmp_path / "log.jsonl")
-    (run,) = device.runs
-    runner = int((run / "pid").read_text())
+    (device.stub / "gate").unlink()
+    process = device.begin(odd, *FAST, "--record", tmp_path / "log.jsonl")
+    runner = int((device.runs[0] / "pid").read_text())
+    assert alive(runner)
+    twice = device.bench(odd, *FAST)
+    assert twice.returncode == 2 and "another vlkd-edge bench that does" in twice.stderr, twice.stderr
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130 and "No record was written" in errors, errors
@@ -226,11 +289,38 @@ def test_an_interrupt_stops_the_run_on_the_device(device: Device, odd: Path, tmp
 
 
 def test_a_run_that_was_killed_is_told_and_forgotten(device: Device, odd: Path) -> None:
-    process = device.begin(odd, "--samples", "1000000", "--processes", "1", "--max-seconds", "300")
-    (run,) = device.runs
-    os.killpg(int((run / "pid").read_text()), signal.SIGKILL)
+    (device.stub / "gate").unlink()
+    process = device.begin(odd, *FAST)
+    os.killpg(int((device.runs[0] / "pid").read_text()), signal.SIGKILL)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2 and "no last words: killed, out of memory" in errors, errors
+    assert device.runs == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "message"),
+    [
+        pytest.param(
+            {"error": {"kind": "DataError", "message": "Expected a data folder"}},
+            2,
+            "on device: Expected a data folder",
+            id="caller",
+        ),
+        pytest.param(
+            {"error": {"kind": "SelfTestError", "message": "Expected the golden"}},
+            1,
+            "on device: Exp",
+            id="no",
+        ),
+        pytest.param({"records": [{"schema": 1}]}, 2, "expected schema 2, found 1", id="schema"),
+    ],
+)
+def test_an_error_of_the_bench_there_is_that_error_here(
+    device: Device, odd: Path, answer: dict[str, Any], code: int, message: str
+) -> None:
+    device.pretend(answer)
+    done = device.bench(odd, *FAST)
+    assert done.returncode == code and message in done.stderr, done.stderr
     assert device.runs == []
 
 
@@ -284,55 +374,34 @@ def test_options_are_names_with_values() -> None:
         Way("device", options=("-p 2222",))
 
 
-# A Python that lacks a package, or an engine: the real one, with something taken out of its sight.
-LACKING = """#!{python}
-import os, sys
-hidden = {hidden!r}
-os.environ["PYTHONPATH"] = {place!r}
-os.execv({python!r}, [{python!r}, *sys.argv[1:]])
-"""
-SITE = """
-import sys
-class Hide:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {hidden!r}:
-            raise ImportError(name)
-        return None
-sys.meta_path.insert(0, Hide())
-"""
-
-
-@pytest.mark.parametrize(
-    ("hidden", "message"),
-    [
-        (("numpy",), "found no numpy. Run there: pip install numpy pillow"),
-        (
-            ("onnxruntime", "tensorrt", "tensorrt_rtx"),
-            "found none; no onnxruntime: pip install 'vlkd-edge[ort]'",
-        ),
-    ],
-    ids=["numpy", "engine"],
-)
 def test_what_the_device_lacks_is_said_with_the_line_that_brings_it(
-    device: Device, odd: Path, tmp_path: Path, hidden: tuple[str, ...], message: str
+    device: Device, odd: Path, answer: dict[str, Any], tmp_path: Path
 ) -> None:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site/sitecustomize.py").write_text(SITE.format(hidden=hidden))
-    python = executable(
-        tmp_path / "a python/python3",
-        LACKING.format(python=sys.executable, hidden=hidden, place=str(tmp_path / "site")),
-    )
-    done = device.bench(odd, *FAST, "--python", python, "--clean")
-    assert done.returncode == 2 and message in " ".join(done.stderr.split()), done.stderr
+    bare = executable(tmp_path / 'a "bare" python/python3', f'#!/bin/sh\nexec {sys.executable} -S -E "$@"\n')
+    done = device.bench(odd, *FAST, "--python", bare, "--clean")
+    assert (
+        done.returncode == 2 and "found no numpy and no PIL. Run there: pip install numpy" in done.stderr
+    ), done.stderr
+    device.pretend(answer, engine=False)
+    done = device.bench(odd, *FAST, "--clean")
+    assert done.returncode == 2 and "found none; no onnxruntime: pip install it" in done.stderr, done.stderr
+    done = device.bench(odd, *FAST, "--clean", "--engine", "ort-cpu")
+    assert done.returncode == 2 and "Expected the engine ort-cpu on device" in done.stderr, done.stderr
     assert not device.kept.exists()
 
 
-def test_an_error_of_the_bench_there_is_that_error_here(device: Device, odd: Path) -> None:
-    done = device.bench(odd, *FAST, "--remote-data", "no/such/folder")
-    assert done.returncode == 2 and "on device: Expected a data folder" in done.stderr, done.stderr
-    assert device.runs == []
-    done = device.bench(odd, *FAST, "--engine", "ort-cuda")
-    assert done.returncode == 2 and "Expected the engine ort-cuda on device" in done.stderr
+def test_data_is_copied_or_there_already(device: Device, odd: Path, images: Path) -> None:
+    done = device.bench(odd, *FAST, "--data", images, "--remote-data", "there")
+    assert done.returncode == 2 and "give one of them" in done.stderr
+    plain = {
+        "plan": asdict(Plan(odd)),
+        "data": "there",
+        "domains": [],
+        "split": "all",
+        "command": "",
+        "watch": False,
+    }
+    assert request_of(plain).data == Path.home() / "there"
 
 
 def test_options_for_a_device_need_one(odd: Path) -> None:
@@ -448,7 +517,8 @@ def test_the_code_needs_no_more_than_numpy_pillow_and_an_engine(tmp_path: Path, 
 
 
 @pytest.fixture
-def sshd(tmp_path: Path) -> Iterator[tuple[Device, subprocess.Popen[bytes]]]:
+def sshd(tmp_path: Path) -> Iterator[Device]:
+    """This machine under a port, a key and a cache of its own."""
     program = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
     if program is None or shutil.which("ssh") is None or shutil.which("ssh-keygen") is None:
         pytest.skip("no sshd, ssh or ssh-keygen here: apt install openssh-server openssh-client")
@@ -485,7 +555,8 @@ def sshd(tmp_path: Path) -> Iterator[tuple[Device, subprocess.Popen[bytes]]]:
     try:
         wait_for(lambda: listens() or server.poll() is not None, 30)
         assert server.poll() is None, (tmp_path / "sshd.log").read_text()
-        yield Device(tmp_path / "home", f"{user}@127.0.0.1", words, str(tmp_path / "bin")), server
+        (tmp_path / "server.pid").write_text(str(server.pid))
+        yield Device(tmp_path / "home", f"{user}@127.0.0.1", words, str(tmp_path / "bin"), tmp_path / "stub")
     finally:
         server.terminate()
         server.wait(30)
@@ -494,23 +565,19 @@ def sshd(tmp_path: Path) -> Iterator[tuple[Device, subprocess.Popen[bytes]]]:
 
 
 def test_over_sshd_a_connection_killed_mid_run_is_picked_up(
-    sshd: tuple[Device, subprocess.Popen[bytes]], odd: Path, images: Path, tmp_path: Path
+    sshd: Device, answer: dict[str, Any], odd: Path, tmp_path: Path
 ) -> None:
-    device, server = sshd
-    log = tmp_path / "log.jsonl"
-    words = (odd, "--samples", "2000", "--processes", "2", "--no-throughput", "--no-power", "--record", log)
-    process = device.begin(*words)
-    for session in Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split():
+    sshd.stub.mkdir()
+    sshd.pretend(answer)
+    process = sshd.begin(odd, *FAST, "--record", tmp_path / "log.jsonl")
+    server = (tmp_path / "server.pid").read_text()
+    for session in Path(f"/proc/{server}/task/{server}/children").read_text().split():
         os.kill(int(session), signal.SIGKILL)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    assert "lost the connection to 127.0.0.1" in errors, errors
-    (record,) = load_bench_records(log)
-    assert record.host == "127.0.0.1" and record.latency["call"].stats.n == 2000
-    assert device.runs == []
-    done = device.bench(odd, *FAST, "--data", images, "--domains", "photo", "--clean", "--json")
-    assert done.returncode == 0 and set(json.loads(done.stdout)["accuracy"]["domains"]) == {"photo"}
-    assert not device.kept.exists()
+    sshd.open_gate()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0 and "lost the connection to 127.0.0.1" in errors, errors
+    assert load_bench_records(tmp_path / "log.jsonl")[0].host == "127.0.0.1"
+    assert sshd.runs == []
 
 
 @pytest.mark.parametrize(
@@ -521,14 +588,14 @@ def test_over_sshd_a_connection_killed_mid_run_is_picked_up(
     ],
 )
 def test_over_sshd_what_ssh_refuses_is_said(
-    sshd: tuple[Device, subprocess.Popen[bytes]],
+    sshd: Device,
     tmp_path: Path,
     file: str,
     instead: str,
     message: str,
 ) -> None:
-    options = sshd[0].options[1::2]
+    options = sshd.options[1::2]
     changed = tuple(option.replace(f"{tmp_path}/{file}", f"{tmp_path}/{instead}") for option in options)
-    way = Way(sshd[0].host, options=changed)
+    way = Way(sshd.host, options=changed)
     with Connection(way) as connection, pytest.raises(UnavailableError, match=message):
         connection.ask("look")
