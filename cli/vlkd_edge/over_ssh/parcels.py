@@ -12,7 +12,6 @@ from typing import IO, Any, Literal
 
 import vlkd_bench
 import vlkd_distill
-import vlkd_edge
 import vlkd_runtime
 from vlkd_distill.data import scan
 from vlkd_runtime.errors import DataError
@@ -82,8 +81,8 @@ class Parcel:
 def code() -> Parcel:
     """Our packages, as far as a bench needs them."""
     found = []
-    for package in (vlkd_runtime, vlkd_bench, vlkd_edge):
-        root = Path(str(package.__file__)).parent
+    others = [Path(str(package.__file__)).parent for package in (vlkd_runtime, vlkd_bench)]
+    for root in (*others, Path(__file__).parents[1]):
         found += [(path.relative_to(root.parent).as_posix(), path) for path in root.rglob("*.py")]
     root = Path(str(vlkd_distill.__file__)).parent
     found += [(f"{root.name}/{name}", root / name) for name in ("__init__.py", "data.py")]
