@@ -188,6 +188,25 @@ def _format(target: str, entries: Sequence[Entry]) -> str:
     return head + "\n" + ",\n".join(lines) + "\n]}\n"
 
 
+def entries_of(path: Path) -> tuple[Entry, ...]:
+    """Return the accepted runs of a baseline file; none where the file is a log of records.
+
+    Raises:
+        DataError: It is a baseline file that is damaged or of another schema.
+    """
+    data = _baseline_data(path)
+    return () if data is None else _parse(data, str(path)).entries
+
+
+def _baseline_data(path: Path) -> dict[str, Any] | None:
+    """Return what a baseline file holds; None if this is no such file."""
+    try:
+        data: Any = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return data if isinstance(data, dict) and "format" in data else None
+
+
 def find_baseline(path: Path, now: BenchRecord) -> tuple[BenchRecord, tuple[BenchRecord, ...]]:
     """Return the baseline for a run and further runs of the same bundle, from whatever file is given.
 
@@ -198,11 +217,8 @@ def find_baseline(path: Path, now: BenchRecord) -> tuple[BenchRecord, tuple[Benc
     Raises:
         DataError: The file is missing, damaged, of another schema, or holds no bench.
     """
-    try:
-        data: Any = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        data = None
-    if isinstance(data, dict) and "format" in data:
+    data = _baseline_data(path)
+    if data is not None:
         known = _parse(data, str(path))
         if not known.entries:
             msg = (

@@ -143,14 +143,16 @@ class MemoryUse:
         peak_resident_bytes: Highest resident memory of each process.
         available_before_bytes: Main memory that was free for use before; None where the system does not tell.
         available_least_bytes: The least that was free for use during the runs.
-        device_bytes: Memory on a GPU of its own; None where there is none, or it does not tell. A Jetson's GPU
-            has none: it shares the main memory.
+        device_bytes: The most memory that one of the processes held on GPUs of their own, read ten times a second;
+            None where there is none, or it does not tell.
+        device_reason: Why there is no number; "" where there is one.
     """
 
     peak_resident_bytes: tuple[int, ...]
     available_before_bytes: int | None
     available_least_bytes: int | None
     device_bytes: int | None
+    device_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

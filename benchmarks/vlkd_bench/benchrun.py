@@ -34,7 +34,8 @@ from .latency import percentile, summarise_latency
 from .observing import Glimpse, Observer
 from .powermeter import Load, measure_power
 from .probe import PROGRAM
-from .sensors import find_sensor
+from .sensors import NoSensor, find_sensor
+from .sensors.devicememory import UNSEEN, DeviceMemory, find_device_memory
 from .software import read
 
 BATCHES = (1, 4, 16)
@@ -97,6 +98,7 @@ def run(
     root: Path = Path("/"),
     progress: Callable[[str], None] = lambda _: None,
     watch: Callable[[Glimpse], None] | None = None,
+    device_memory: DeviceMemory | NoSensor | None = None,
 ) -> Measured:
     """Measure a bundle.
 
@@ -106,12 +108,13 @@ def run(
         root: Where /proc and /sys are found; another folder in tests.
         progress: Called with a few words before each process.
         watch: Called twice a second, in a thread, with how the bench and the device are doing.
+        device_memory: What reads a GPU's memory; whatever this machine has if None.
 
     Raises:
         UnavailableError: A process failed or did not end.
     """
     if watch is None:
-        return _run(plan, on_gpu, root, progress, None)
+        return _run(plan, on_gpu, root, progress, None, device_memory)
     with tempfile.TemporaryDirectory() as folder:
         ring = Path(folder) / "ring"
         with Observer(watch, ring, find_sensor(root, on_gpu=on_gpu), root) as observer:
@@ -120,7 +123,7 @@ def run(
                 observer.phase = note
                 progress(note)
 
-            measured = _run(plan, on_gpu, root, tell, ring)
+            measured = _run(plan, on_gpu, root, tell, ring, device_memory)
             share = observer.share_of_core
     note = f"watched while it ran, which took {100 * share:.1f} % of one core, outside the timed calls"
     other = measured.against and replace(measured.against, notes=(*measured.against.notes, note))
@@ -128,7 +131,12 @@ def run(
 
 
 def _run(
-    plan: Plan, on_gpu: bool, root: Path, progress: Callable[[str], None], ring: Path | None
+    plan: Plan,
+    on_gpu: bool,
+    root: Path,
+    progress: Callable[[str], None],
+    ring: Path | None,
+    device_memory: DeviceMemory | NoSensor | None,
 ) -> Measured:
     with _image(plan) as image:
         base = {
@@ -143,12 +151,14 @@ def _run(
         request |= {} if ring is None else {"ring": str(ring)}
         available = _available_bytes(root)
         answers, others = [], []
-        with Watch(lambda: _available_bytes(root)) as watch:
+        device = find_device_memory(root, on_gpu=on_gpu) if device_memory is None else device_memory
+        closing = contextlib.nullcontext() if isinstance(device, NoSensor) else contextlib.closing(device)
+        with closing, Watch(lambda: _available_bytes(root)) as watch:
             for number in range(1, plan.processes + 1):
                 progress(f"process {number} of {plan.processes}")
                 if plan.against is not None:
-                    others.append(start({**request, "bundle": str(plan.against)}, limit))
-                answers.append(start(request, limit))
+                    others.append(start({**request, "bundle": str(plan.against)}, limit, device))
+                answers.append(start(request, limit, device))
         power = PowerUse("", "", "not asked for")
         if plan.power:
             progress("power")
@@ -169,6 +179,7 @@ def _measured(
 ) -> Measured:
     """Put together what the processes of one bundle said."""
     latency: dict[str, Timing] = {name: _timing(name, answers, plan) for name in TIMED}
+    device = [answer["device_bytes"] for answer in answers if answer["device_bytes"] is not None]
     return Measured(
         latency=latency,
         cold_start=ColdStart(
@@ -181,15 +192,25 @@ def _measured(
             peak_resident_bytes=tuple(answer["peak_resident_bytes"] for answer in answers),
             available_before_bytes=memory[0],
             available_least_bytes=memory[1],
-            device_bytes=None,
+            device_bytes=max(device, default=None),
+            device_reason="" if device else answers[0]["device_reason"],
         ),
         power=power,
         notes=_notes(latency),
     )
 
 
-def start(request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+def start(
+    request: Mapping[str, Any],
+    seconds: float,
+    device: DeviceMemory | NoSensor = NoSensor(("not asked for",)),  # noqa: B008  (a frozen value)
+) -> dict[str, Any]:
     """Run one process and return its answer; it is ended if this process is interrupted.
+
+    Args:
+        request: What to do.
+        seconds: How long it may measure.
+        device: What reads the GPU memory that it holds meanwhile.
 
     Raises:
         UnavailableError: It failed, or did not end within `seconds` and some grace.
@@ -205,8 +226,10 @@ def start(request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         text=True,
         env=environment,
     )
+    held = Watch(lambda: device.of(process.pid)) if isinstance(device, DeviceMemory) else None
     try:
-        out, errors = process.communicate(timeout=seconds + GRACE_SECONDS)
+        with held or contextlib.nullcontext():
+            out, errors = process.communicate(timeout=seconds + GRACE_SECONDS)
     except subprocess.TimeoutExpired as error:
         msg = (
             f"Expected a process that measures for {seconds:.0f} s to end, found it running {GRACE_SECONDS:.0f} s "
@@ -225,6 +248,8 @@ def start(request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     answer: dict[str, Any] = json.loads(lines[-1])
     # Both clocks are the system's monotonic one, so that the interpreter's own start counts as well.
     answer["total_ms"] = 1e3 * (answer["answered_s"] - began)
+    answer["device_bytes"] = max(held.values, default=None) if held else None
+    answer["device_reason"] = "; ".join(device.reasons) if isinstance(device, NoSensor) else UNSEEN
     return answer
 
 

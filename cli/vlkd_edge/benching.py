@@ -187,7 +187,7 @@ def _elsewhere(record: BenchRecord) -> tuple[str, ...]:
 def render(record: BenchRecord) -> str:
     """A record as lines for people."""
     lines = [
-        f"{record.bundle.name} for {record.bundle.target}, {record.setup.describe()}",
+        f"{record.bundle.name} for {record.bundle.target}, {record.bundle.precision}, {record.setup.describe()}",
         f"on {record.machine.describe()}" + f"; reached as {record.host} {record.how}" * bool(record.host),
         f"state: {record.before.describe()}",
         "",
@@ -206,7 +206,12 @@ def render(record: BenchRecord) -> str:
         "",
         f"cold start: {_middle(cold.total_ms):.0f} ms from process start to the first answer "
         f"(median of {len(cold.total_ms)}; loading {_middle(cold.load_ms):.0f})",
-        f"memory: {max(memory.peak_resident_bytes) / 1e6:.0f} MB resident at most",
+        f"memory: {max(memory.peak_resident_bytes) / 1e6:.0f} MB resident at most; on the GPU: "
+        + (
+            memory.device_reason
+            if memory.device_bytes is None
+            else f"{memory.device_bytes / 1e6:.0f} MB at most"
+        ),
     ]
     if record.throughput:
         rates = [

@@ -151,6 +151,8 @@ def _build(config: Config, target: Target, workspace: Workspace, live: Live, con
             "erm": erm_rows,
             "student": tuple(answers[sample.image] for sample in images.test),
         },
+        reference=reference,
+        paths={name: sample.path for name, sample in both.items()},
         compressed=compressed,
         preflight=ship.preflight(shared, compressed),
         machine=read_machine(),

@@ -115,6 +115,8 @@ class Facts:
         dataset: from which images.
         contract: who saw what, a sentence each.
         accuracy: predictions on test images of every domain, by role.
+        reference: the float graph's predictions on the guarded images.
+        paths: where the images of both lie, by name.
         compressed: the guard's trials.
         preflight: TensorRT's answer; None when no candidate reached it.
         machine: where this ran.
@@ -126,6 +128,8 @@ class Facts:
     dataset: DomainDataset
     contract: tuple[str, ...]
     accuracy: Mapping[str, Sequence[PredictionRow]]
+    reference: Sequence[PredictionRow]
+    paths: Mapping[str, Path]
     compressed: Compressed
     preflight: Mapping[str, Any] | None
     machine: Machine

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from vlkd_bench.baselines import Baselines, Entry, accept, find_baseline, read_baselines
+from vlkd_bench.baselines import Baselines, Entry, accept, entries_of, find_baseline, read_baselines
 from vlkd_bench.benchrecord import BenchRecord, load_bench_records
-from vlkd_bench.regression import RegressionReport, Tolerance, assess
+from vlkd_bench.regression import RegressionReport, Tolerance, assess, differences_of
 from vlkd_bench.report import (
     render_junit,
     render_regression_html,
     render_regression_markdown,
 )
+from vlkd_bench.report.flips import DomainFlips, find_flips
+from vlkd_bench.report.history import Point, bench_history
 from vlkd_runtime.atomic import write_text
 from vlkd_runtime.errors import DataError
 
@@ -37,6 +39,7 @@ def judge(
     tolerance: Tolerance,
     across: bool = False,
     files: Files,
+    images: Path | None = None,
 ) -> RegressionReport:
     """Judge the last run in a file against a baseline and write what was asked for.
 
@@ -47,18 +50,25 @@ def judge(
         tolerance: What counts as a regression.
         across: Compare although machine, target or setup differ.
         files: Where to write.
+        images: Folder of the measured images, for thumbnails in the HTML page.
 
     Raises:
         DataError: A file is missing, damaged, of another schema, or holds no bench.
     """
-    now = load_bench_records(record)[-1]
+    runs = load_bench_records(record)
+    now = runs[-1]
     before, others = find_baseline(baseline, now)
     if more_runs is not None:
         others = (*others, *_same_bundle(load_bench_records(more_runs), before, more_runs))
     report = assess(now, before, more_runs=others, tolerance=tolerance, across=across)
+
+    def page(report: RegressionReport) -> str:
+        history = () if not report.metrics else _history(runs, (*others, before), baseline, now)
+        return render_regression_html(report, flips=_flips(report, images), history=history)
+
     renders: tuple[tuple[Path | None, Callable[[RegressionReport], str]], ...] = (
         (files.junit, render_junit),
-        (files.html, render_regression_html),
+        (files.html, page),
         (files.markdown, render_regression_markdown),
     )
     for path, render in renders:
@@ -66,6 +76,31 @@ def judge(
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, render(report))
     return report
+
+
+def _history(
+    runs: Sequence[BenchRecord], others: Sequence[BenchRecord], baseline: Path, now: BenchRecord
+) -> tuple[Point, ...]:
+    """Put together what was measured for this target, machine and setup: accepted runs and those of both logs."""
+    entries = [item for item in entries_of(baseline) if not differences_of(now, item.record)]
+    fitting = [run for run in (*others, *runs) if not differences_of(now, run)]
+    return bench_history(entries, fitting, now)
+
+
+def _flips(report: RegressionReport, images: Path | None) -> tuple[DomainFlips, ...]:
+    """What is answered otherwise than in the baseline; nothing where answers were not or cannot be paired."""
+    first, last = report.baseline.accuracy, report.now.accuracy
+    compared = any(m.name.startswith("accuracy ") and m.verdict != "incomparable" for m in report.metrics)
+    if first is None or last is None or not compared:
+        return ()
+    rows = last.rows("this run")
+    paths: dict[str, Path] = {}
+    if images is not None:
+        # The names come from a record, perhaps a stranger's: none may lead out of the folder.
+        names = [PurePosixPath(row.image) for row in rows]
+        inside = [name for name in names if not name.is_absolute() and ".." not in name.parts]
+        paths = {str(name): images / name for name in inside}
+    return find_flips(first.rows("the baseline"), rows, last.classes, paths)
 
 
 def _same_bundle(

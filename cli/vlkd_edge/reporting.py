@@ -5,22 +5,30 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+import statistics
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 from rich.console import Console
 
 from vlkd_bench.accuracy import summarise
 from vlkd_bench.latency import LatencyStats
-from vlkd_bench.report import values
+from vlkd_bench.records import append_record, read_records
+from vlkd_bench.report import values, wording
+from vlkd_bench.report.flips import DomainFlips, find_flips
+from vlkd_bench.report.history import Point, build_history
+from vlkd_bench.report.similarity import class_similarity
 from vlkd_runtime.atomic import write_text
 
 from .config import Config
 from .facts import Facts, Written
+from .ship import Compressed
 from .stages import Workspace, versions
 
+KIND = "build"
 PACKAGES = ("torch", "timm", "open_clip_torch", "onnx", "onnxruntime", "numpy", "pillow")
 
 
@@ -44,8 +52,10 @@ def finish(
     from vlkd_bench.report import render_html, render_markdown, render_terminal
     from vlkd_bench.report.machine_json import to_json
 
-    report = assemble(facts, workspace, bundle, latency)
     root = workspace.root
+    report = assemble(facts, workspace, bundle, latency)
+    history = _remember(report, bundle.digest if bundle else "", root / "history.jsonl")
+    report = dataclasses.replace(report, history=history)
     plain = to_json(report) | {"archive": str(bundle.archive) if bundle else None}
     write_text(root / "report.json", json.dumps(plain, indent=2, allow_nan=False) + "\n")
     write_text(root / "report.md", render_markdown(report))
@@ -59,18 +69,6 @@ def assemble(
 ) -> values.BuildReport:
     """The report's values."""
     config, compressed = facts.config, facts.compressed
-    rows = [
-        values.CandidateRow(
-            name=trial.candidate.name,
-            steps=trial.candidate.steps,
-            verdict=trial.verdict.verdict,
-            worst_drop=trial.verdict.worst.drop,
-            worst_upper=trial.verdict.worst.upper,
-            p50_ms=latency.p50_ms if latency and trial.candidate is compressed.chosen else None,
-            size_bytes=trial.candidate.path.stat().st_size,
-        )
-        for trial in compressed.trials
-    ]
     shown = compressed.shown
     label = (
         f"this CPU, ONNX Runtime, {config.bench.threads} thread{'s' * (config.bench.threads > 1)}, one prepared "
@@ -92,7 +90,7 @@ def assemble(
         accuracy=_accuracy(facts, shown.candidate.name if bundle else ""),
         guard=shown.verdict,
         budget=compressed.budget,
-        candidates=tuple(rows),
+        candidates=_candidates(compressed, latency),
         preflight=_preflight(facts.preflight),
         latency=(values.LatencyRow("shipped", latency, label),) if latency else (),
         machine=facts.machine,
@@ -103,7 +101,82 @@ def assemble(
         contract=facts.contract,
         provenance=_provenance(facts, bundle),
         command=shlex.join(["vlkd-edge", *sys.argv[1:]]),
+        floating=_floating(compressed),
+        refused=tuple(
+            values.RefusedRow(item.name, item.made.rung.steps, item.made.refusal)
+            for item in compressed.climb.attempts
+            if item.trial is None
+        ),
+        flips=_flips(facts),
+        classes=class_similarity(
+            facts.vectors.names, facts.vectors.vectors, facts.accuracy.get("shipped", ())
+        ),
     )
+
+
+def _candidates(compressed: Compressed, latency: LatencyStats | None) -> tuple[values.CandidateRow, ...]:
+    """Every judged candidate, with its race against the float graph where there was one."""
+    speeds = {item.name: item.made.speed for item in compressed.climb.attempts}
+    rows = []
+    for trial in compressed.trials:
+        speed = speeds.get(trial.candidate.name)
+        rows.append(
+            values.CandidateRow(
+                name=trial.candidate.name,
+                steps=trial.candidate.steps,
+                verdict=trial.verdict.verdict,
+                worst_drop=trial.verdict.worst.drop,
+                worst_upper=trial.verdict.worst.upper,
+                p50_ms=latency.p50_ms if latency and trial.candidate is compressed.chosen else None,
+                size_bytes=trial.candidate.path.stat().st_size,
+                call_ms=speed.candidate_ms if speed else None,
+                speed=(speed.ratio, speed.ratio_low, speed.ratio_high) if speed else None,
+            )
+        )
+    return tuple(rows)
+
+
+def _floating(compressed: Compressed) -> values.FloatRow:
+    """The float graph: its calls in every candidate's race, by their median."""
+    times = [item.made.speed.float_ms for item in compressed.climb.attempts if item.made.speed]
+    return values.FloatRow(compressed.float_bytes, statistics.median(times) if times else None)
+
+
+def _flips(facts: Facts) -> tuple[DomainFlips, ...]:
+    """What the shown candidate answers otherwise: on the guard's images, and on test images of the other domains."""
+    before = {row.image: row for row in (*facts.accuracy["student"], *facts.reference)}
+    after = {row.image: row for row in (*facts.accuracy.get("shipped", ()), *facts.compressed.shown.rows)}
+    return find_flips(
+        tuple(before.values()),
+        tuple(after.values()),
+        facts.vectors.names,
+        facts.paths,
+        first=facts.config.data.held_out,
+    )
+
+
+def _remember(report: values.BuildReport, digest: str, path: Path) -> tuple[Point, ...]:
+    """Add this build to the folder's log, unless it is the one before it found done, and return what it holds."""
+    shipped = report.model("shipped")
+    mean, worst = wording.over_domains(report, shipped) if shipped else (None, None)
+    data = {
+        "title": report.title,
+        "outcome": report.outcome,
+        "digest": digest,
+        "mean": mean,
+        "worst": worst,
+        "held_out": list(report.held_out),
+        "p50_ms": report.latency[0].stats.p50_ms if report.latency else None,
+        "size_bytes": report.size_bytes if report.bundle else None,
+        "machine": report.machine.describe(),
+        "command": report.command,
+    }
+    log = read_records(path).records if path.exists() else ()
+    known = [record for record in log if (record.kind, record.data.get("title")) == (KIND, report.title)]
+    same = ("outcome", "digest", "mean", "p50_ms")
+    if not known or any(known[-1].data.get(name) != data[name] for name in same):
+        known.append(append_record(path, KIND, data))
+    return build_history(known)
 
 
 def _start(config: Config) -> str:

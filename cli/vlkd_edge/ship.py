@@ -103,6 +103,7 @@ class Compressed:
         budget: what was allowed.
         climb: all that was tried, refused candidates included.
         floating: the float graph of the candidate that is shown.
+        float_bytes: size of the graph that was compressed.
     """
 
     chosen: Candidate | None
@@ -111,6 +112,7 @@ class Compressed:
     budget: GuardBudget
     climb: Climb
     floating: Path
+    float_bytes: int
 
     @property
     def shown(self) -> Trial:
@@ -172,9 +174,8 @@ def compress(
         raise GuardError(climb.explain())
     key = outcome.chosen.path.parent.name if outcome.chosen is not None else ""
     shown = outcome.chosen or outcome.trials[-1].candidate
-    return Compressed(
-        outcome.chosen, key, outcome.trials, outcome.budget, climb, climber.floating(shown.name)
-    )
+    floating = climber.floating(shown.name)
+    return Compressed(outcome.chosen, key, outcome.trials, outcome.budget, climb, floating, size)
 
 
 def _calibration(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import hashlib
 import html
 import html.parser
@@ -9,6 +10,7 @@ from dataclasses import replace
 from functools import cache
 from io import StringIO
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -20,9 +22,11 @@ from vlkd_bench.predictions import PredictionRow
 from vlkd_bench.report import (
     BuildReport,
     CandidateRow,
+    FloatRow,
     LatencyRow,
     ModelAccuracy,
     PreflightRow,
+    RefusedRow,
     StageRow,
     render_html,
     render_json,
@@ -30,7 +34,12 @@ from vlkd_bench.report import (
     render_terminal,
     wording,
 )
+from vlkd_bench.report.flips import DomainFlips, Flip
+from vlkd_bench.report.history import Point
+from vlkd_bench.report.similarity import class_similarity
+from vlkd_bench.samples import ABSENT
 
+PIXELS = base64.b64encode(b"\xff\xd8 as good as any to a renderer").decode()
 HOSTILE = '<script>alert("x")</script> & $\\frac{a}{b}$ | `rm` [red]\x1b[31m\u202e'
 STAND_IN = "The demo world stands in for real images."
 
@@ -68,8 +77,8 @@ def report(held_out: str = "sketch", text: str = "plain text", confidence: float
         guard=judge(before, after, budget),
         budget=budget,
         candidates=(
-            CandidateRow(text, ("INT8", text), "fail", 3.0, 4.0, None, 1_000_000),
-            CandidateRow("int8-kl", ("INT8",), "pass", 0.25, 1.2, 1.0, 1_200_000),
+            CandidateRow(text, ("INT8", text), "fail", 3.0, 4.0, None, 1_000_000, 0.9, (3.3, 3.2, 3.4)),
+            CandidateRow("int8-kl", ("INT8",), "pass", 0.25, 1.2, 1.0, 1_200_000, 1.0, (3.0, 2.9, 3.1)),
         ),
         preflight=PreflightRow("pass", "TensorRT-RTX", text),
         latency=(LatencyRow("shipped", stats, "this CPU, 1 thread"), LatencyRow(text, stats, text)),
@@ -81,6 +90,27 @@ def report(held_out: str = "sketch", text: str = "plain text", confidence: float
         contract=(text,),
         provenance={"seed": "0", text: text},
         command="vlkd-edge build",
+        floating=FloatRow(4_700_000, 3.0),
+        refused=(RefusedRow("fp8", (text,), text),),
+        flips=(
+            DomainFlips(
+                held_out,
+                400,
+                1,
+                0,
+                1,
+                (
+                    Flip(text, "lost", text, text, text, 0.6, None, PIXELS),
+                    Flip(f"{held_out}/gone.png", "other", text, text, text, None, 0.5, ""),
+                ),
+            ),
+            DomainFlips("photo", 400, 0, 0, 0, ()),
+        ),
+        classes=class_similarity((text, "b", "c"), np.eye(3, 4, dtype=np.float32), reference),
+        history=(
+            Point("2024-05-06T07:00:00+00:00", "accepted", "a" * 64, 1.0, 0.9, 1_000, ("cold start",), text),
+            Point("2024-05-07T07:00:00+00:00", "now", text, 1.1, 0.8, None, (), ""),
+        ),
     )
 
 
@@ -164,15 +194,19 @@ def walk(text: str) -> Walker:
 def test_html_is_one_file_without_scripts(hostile: bool) -> None:
     text = page(hostile)
     walker = walk(text)
-    assert walker.tags.isdisjoint({"script", "link", "img", "iframe", "object", "embed"})
-    assert all(reference.startswith("#") for reference in walker.references)
+    assert walker.tags.isdisjoint({"script", "link", "iframe", "object", "embed"})
+    images = [reference for reference in walker.references if not reference.startswith("#")]
+    assert images == [f"data:image/jpeg;base64,{PIXELS}"]
     assert len(walker.ids) == len(set(walker.ids))
-    targets = {reference[1:] for reference in walker.references} | set(re.findall(r"url\(#([^)]+)\)", text))
+    targets = {reference[1:] for reference in walker.references if reference.startswith("#")} | set(
+        re.findall(r"url\(#([^)]+)\)", text)
+    )
     assert targets <= set(walker.ids)
     assert "@import" not in text
     assert "http" not in re.sub(r'xmlns(:xlink)?="[^"]*"', "", text)
-    # Four plots, each for a wide page and for a phone.
-    assert text.count("<svg") == 8
+    # Seven plots (accuracy, two of candidates, classes, latency, two of history), for a wide page and for a phone.
+    assert text.count("<svg") == 14
+    assert "pass: Accuracy on sketch" in text.splitlines()[0] or hostile
     assert "prefers-color-scheme: dark" in text
     assert "@media print" in text
 
@@ -196,13 +230,74 @@ def test_hostile_names_do_not_steer_a_terminal_or_markdown() -> None:
     assert "\x1b" not in marked
     assert "<script" not in marked.replace("\\<script", "")
     bars = {len(re.findall(r"(?<!\\)\|", line)) for line in marked.split("\n") if line.startswith("| ")}
-    assert bars == {3 + 1, 5 + 1, 7 + 1, 8 + 1, 9 + 1}
+    assert bars == {3 + 1, 5 + 1, 8 + 1, 10 + 1}
 
 
 def test_html_is_the_same_for_the_same_report() -> None:
     digest = hashlib.sha256(render_html(report()).encode()).hexdigest()
     assert hashlib.sha256(page().encode()).hexdigest() == digest
     assert not re.search(r"#0[0-9a-c]0[0-9a-c]0[0-9a-c]\b", page())
+
+
+def sections(text: str) -> dict[str, str]:
+    """The page's sections by their ids."""
+    return dict(re.findall(r'<section id="(\w+)".*?>(.*?)</section>', text, re.DOTALL))
+
+
+# Heads that are no numbers, or whose meaning is in the head.
+PLAIN_HEADS = {
+    "domain",
+    "candidate",
+    "model",
+    "stage",
+    "when",
+    "bundle",
+    "closest pairs",
+    "metric",
+    "time of",
+    "",
+}
+
+
+def undefined_heads(text: str) -> set[str]:
+    """Column heads that no definition beneath their table names."""
+    missing = set()
+    for body in sections(text).values():
+        heads = [html.unescape(head) for head in re.findall(r'<th scope="col">(.*?)</th>', body)]
+        defined = " ".join(re.findall(r"<dt>(.*?)</dt>", body))
+        shares = {
+            "lower bound": "lower",
+            "p90": "p50 to p99",
+            "p95": "p50 to p99",
+            "p99": "p50 to p99",
+            "p50": "p50",
+        }
+        missing |= {
+            head for head in heads if head not in PLAIN_HEADS and shares.get(head, head) not in defined
+        }
+    return missing
+
+
+def test_every_column_has_a_definition_beside_it() -> None:
+    assert undefined_heads(page()) == set()
+    assert len(sections(page())) == 11
+
+
+def test_rejection_of_unknowns_is_a_row_where_it_was_judged() -> None:
+    known = rows({"sketch": 380})
+    unknown = tuple(
+        PredictionRow(f"sketch/other/{i}", "sketch", ABSENT, i % 2, 0.5, 0.1 + i / 1e4) for i in range(60)
+    )
+    judged = judge((*known, *unknown), (*known, *unknown), GuardBudget(rejection_points=1.0))
+    value = replace(report(), guard=judged)
+    for text in (render_html(value), render_markdown(value)):
+        (line,) = [
+            row
+            for row in re.split(r"</tr>|\n(?=\|)", text)
+            if "rejection of unknowns" in row and "1.00" in row
+        ]
+        assert "60" in line
+    assert "rejection of unknowns" not in "".join(re.findall(r"<th scope=.row.>[^<]*", page()))
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)

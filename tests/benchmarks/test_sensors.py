@@ -14,6 +14,7 @@ from vlkd_bench.devicestate import DeviceState, changes, read_state
 from vlkd_bench.machine import read_machine
 from vlkd_bench.powermeter import Load, energy_of, measure_power
 from vlkd_bench.sensors import NoSensor, Reading, find_sensor
+from vlkd_bench.sensors.devicememory import DeviceMemory, find_device_memory
 from vlkd_bench.sensors.ina3221 import Ina3221, open_ina3221
 from vlkd_bench.sensors.nvml import Nvml, open_nvml
 from vlkd_bench.sensors.rapl import Rapl, open_rapl
@@ -215,7 +216,19 @@ def library(milliwatts: int | None) -> types.SimpleNamespace:
         return milliwatts
 
     closed: list[bool] = []
-    processes = [types.SimpleNamespace(pid=7, usedGpuMemory=2**20)]
+    lists = {
+        0: [
+            types.SimpleNamespace(pid=7, usedGpuMemory=2**20),
+            types.SimpleNamespace(pid=9, usedGpuMemory=None),
+        ],
+        1: [types.SimpleNamespace(pid=7, usedGpuMemory=2**10)],
+    }
+
+    def processes(handle: int) -> list[types.SimpleNamespace]:
+        if handle not in lists:
+            raise NVMLError("Not Supported")
+        return lists[handle]
+
     return types.SimpleNamespace(
         NVMLError=NVMLError,
         nvmlInit=lambda: None,
@@ -223,7 +236,8 @@ def library(milliwatts: int | None) -> types.SimpleNamespace:
         nvmlDeviceGetHandleByIndex=lambda index: index,
         nvmlDeviceGetName=lambda _: b"NVIDIA RTX",
         nvmlDeviceGetPowerUsage=power,
-        nvmlDeviceGetComputeRunningProcesses=lambda _: processes,
+        nvmlDeviceGetCount=lambda: 3,
+        nvmlDeviceGetComputeRunningProcesses=processes,
         closed=closed,
     )
 
@@ -233,7 +247,42 @@ def test_nvml_reads_the_board() -> None:
     assert isinstance(sensor, Nvml)
     assert sensor.read() == Reading(71.5, {"NVIDIA RTX": 71.5})
     assert "GPU board NVIDIA RTX" in sensor.covers
-    assert (sensor.memory_bytes(7), sensor.memory_bytes(8)) == (2**20, None)
+
+
+def test_device_memory_is_that_of_one_process_on_every_gpu(tmp_path: Path) -> None:
+    module = library(None)
+    found = find_device_memory(tmp_path, on_gpu=True, library=module)
+    assert isinstance(found, DeviceMemory)
+    assert (found.of(7), found.of(8), found.of(9)) == (2**20 + 2**10, None, None)
+    found.close()
+    assert module.closed == [True]
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "files", "broken", "reason"),
+    [
+        pytest.param(False, (), "", "does not run on a GPU", id="on the CPU"),
+        pytest.param(True, ("etc/nv_tegra_release",), "", "shares the main memory", id="on a Jetson"),
+        pytest.param(True, (), "nvmlInit", "NVML: no driver", id="no driver"),
+        pytest.param(True, (), "nvmlDeviceGetCount", "NVML: no driver", id="driver gone"),
+    ],
+)
+def test_no_device_memory_says_why(
+    tmp_path: Path, on_gpu: bool, files: tuple[str, ...], broken: str, reason: str
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("# R36 (release), REVISION: 4.0")
+    module = library(1)
+
+    def fail() -> None:
+        raise module.NVMLError("no driver")
+
+    if broken:
+        setattr(module, broken, fail)
+    found = find_device_memory(tmp_path, on_gpu=on_gpu, library=module)
+    assert isinstance(found, NoSensor) and reason in found.reasons[0]
+    assert module.closed == ([True] if broken == "nvmlDeviceGetCount" else [])
 
 
 def test_nvml_that_tells_no_power_is_let_go() -> None:

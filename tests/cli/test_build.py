@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -88,7 +89,40 @@ def test_the_report_is_there_in_every_form_and_names_the_stand_ins(
     for name in ("report.md", "report.html"):
         text = (out / name).read_text()
         assert "stands in for a real one" in text and "sketch" in text
-    assert "<svg" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    found = re.findall(r'<section id="(\w+)"', page)
+    assert found == [
+        "accuracy",
+        "guard",
+        "candidates",
+        "flips",
+        "classes",
+        "latency",
+        "preflight",
+        "contract",
+        "origin",
+        "stages",
+    ]
+
+
+def test_the_report_shows_the_pictures_that_compression_changed(built: tuple[Path, dict[str, Any]]) -> None:
+    """Counted again from the predictions that the guard stored and those of the test images."""
+    out, answer = built
+    names = Bundle.open(out / "bundle").manifest.classes
+    files = [out / "guard/reference.jsonl", *out.glob("stages/evaluate-student-*/predictions.jsonl")]
+    before = {row.image: row for path in files for row in read_predictions(path, names)}
+    (shipped,) = out.glob("stages/measure-*/predictions.jsonl")
+    judged = [path for path in (out / "guard").glob("*.jsonl") if path.stem != "reference"]
+    after = {row.image: row for path in (shipped, *judged) for row in read_predictions(path, names)}
+    for domain, counts in answer["flips"].items():
+        pairs = [(before[name], row) for name, row in after.items() if row.domain == domain]
+        changed = [(a, b) for a, b in pairs if a.prediction != b.prediction]
+        assert counts["images"] == len(pairs)
+        assert counts["lost"] == sum(a.correct for a, _ in changed)
+        assert counts["won"] == sum(b.correct for _, b in changed)
+    shown = (out / "report.html").read_text().count('<img alt="')
+    flips = sum(item["lost"] + item["won"] + item["other"] for item in answer["flips"].values())
+    assert (shown > 0) == (flips > 0)
 
 
 def test_the_shipped_accuracy_is_the_bundles_own(built: tuple[Path, dict[str, Any]]) -> None:
@@ -139,6 +173,10 @@ def test_a_second_run_does_nothing_and_needs_no_torch(built: tuple[Path, dict[st
     again = json.loads(done.stdout.splitlines()[-1])
     assert all(stage["cached"] for stage in again["stages"])
     assert again["accuracy"] == answer["accuracy"] and again["latency_ms"] == answer["latency_ms"]
+    (line,) = (out / "history.jsonl").read_text().splitlines()  # what was found done is no new build
+    entry = json.loads(line)
+    assert (entry["kind"], entry["outcome"]) == ("build", "pass")
+    assert entry["mean"] == answer["accuracy"]["shipped"]["sketch"]
 
 
 def test_killed_in_training_it_goes_on_and_ends_with_the_same_bundle(
@@ -183,7 +221,7 @@ try:
 finally:
     print(json.dumps([sorted(names) for names in opened]), file=sys.stderr)
 """
-MAY_OPEN = {"evaluate", "teacher_predictions.<locals>.work", "content_key", "refuse_held_out"}
+MAY_OPEN = {"evaluate", "teacher_predictions.<locals>.work", "content_key", "refuse_held_out", "thumbnail"}
 MUST_NOT_OPEN = {
     "build.<locals>.decode",  # the pixel store, in a thread of its own
     "train.<locals>.work",

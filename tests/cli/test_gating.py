@@ -9,12 +9,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from vlkd_bench.benchrun import Plan
+from vlkd_bench.benchrun import run as run_bench
+from vlkd_bench.sensors.devicememory import DeviceMemory
 
 FAST = ("--samples", "40", "--processes", "3", "--no-throughput", "--no-power")
 
@@ -116,6 +121,8 @@ def test_a_record_has_accuracy_by_domain_with_intervals(measured: Path) -> None:
     assert sum(pair["count"] for pair in accuracy["confusions"]) == wrong
     assert len(record["cold_start"]["total_ms"]) == len(record["memory"]["peak_resident_bytes"]) == 3
     assert min(record["cold_start"]["total_ms"]) > max(record["cold_start"]["first_call_ms"])
+    assert record["memory"]["device_bytes"] is None
+    assert record["memory"]["device_reason"] == "the model does not run on a GPU"
     assert record["before"]["load_average"] is not None and record["power"]["reason"] == "not asked for"
     assert str(measured.parent) not in measured.read_text() and "data images" in record["command"].replace(
         "--", ""
@@ -179,6 +186,42 @@ def test_two_bundles_take_turns(bundle: Path, tmp_path: Path) -> None:
     assert now["when"] == before["when"] and now["latency"] != before["latency"]
 
 
+class Gpu:
+    """Stands in for NVML: every process that this one started holds ever more memory."""
+
+    class NVMLError(Exception):
+        """What the library raises."""
+
+    def __init__(self, known: bool) -> None:
+        self.known, self.looks = known, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return {
+            "nvmlDeviceGetCount": lambda: 1,
+            "nvmlDeviceGetHandleByIndex": lambda index: index,
+            "nvmlDeviceGetComputeRunningProcesses": self.processes,
+            "nvmlShutdown": lambda: None,
+        }[name]
+
+    def processes(self, _: object) -> list[SimpleNamespace]:
+        self.looks += 1
+        held = dict.fromkeys(children(os.getpid()), self.looks * 1000) if self.known else {1: 5}
+        return [SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in held.items()]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "in a container"])
+def test_peak_device_memory_is_read_while_the_processes_run(bundle: Path, known: bool) -> None:
+    gpu = Gpu(known)
+    plan = Plan(bundle, samples=10, processes=2, throughput=False, power=False)
+    memory = run_bench(plan, on_gpu=True, device_memory=DeviceMemory(gpu)).memory
+    assert gpu.looks > 1
+    if known:
+        assert memory.device_bytes is not None and 0 < memory.device_bytes <= 1000 * gpu.looks
+        assert memory.device_reason == ""
+    else:
+        assert memory.device_bytes is None and "in a container" in memory.device_reason
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -191,6 +234,9 @@ def test_two_bundles_take_turns(bundle: Path, tmp_path: Path) -> None:
         ),
         pytest.param(["baseline", "list", "--folder", "nowhere"], "Expected baseline files", id="no folder"),
         pytest.param(["baseline", "accept", "NOW", "--reason", " "], "Expected a reason", id="no reason"),
+        pytest.param(
+            ["bench", "NOW", "--against-record", "base.jsonl"], "expected --against", id="nothing against"
+        ),
     ],
 )
 def test_mistakes_exit_with_2(measured: Path, tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -10,18 +10,22 @@ from .terminal import render_terminal
 from .values import (
     BuildReport,
     CandidateRow,
+    FloatRow,
     LatencyRow,
     ModelAccuracy,
     PreflightRow,
+    RefusedRow,
     StageRow,
 )
 
 __all__ = [
     "BuildReport",
     "CandidateRow",
+    "FloatRow",
     "LatencyRow",
     "ModelAccuracy",
     "PreflightRow",
+    "RefusedRow",
     "StageRow",
     "render_html",
     "render_json",

@@ -1,29 +1,57 @@
-"""The report as one HTML file: no script, no request, readable in light, dark, on a phone and on paper."""
+"""The reports as one HTML file each: no script, no request, readable in light, dark, on a phone and on paper."""
 
 from __future__ import annotations
 
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 from . import wording
+from .heatmap import colour_range, draw_heatmap
 from .plots import draw_plots
 from .values import BuildReport
 
-TEMPLATE = "page.html.j2"
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+TEMPLATES = "templates"
 
 
 def render_html(report: BuildReport) -> str:
-    """Return the page; the same report gives the same bytes.
+    """Return a build's page; the same report gives the same bytes.
 
     Names of classes, domains and files come from strangers' folders: every value is escaped, and only the
     plots, whose text is escaped while they are drawn, enter as markup.
     """
-    from jinja2 import Environment, StrictUndefined
+    plots = draw_plots(report)
+    if report.classes is not None:
+        plots["classes"] = draw_heatmap(report.classes)
+    page = environment().get_template("page.html.j2")
+    return page.render(
+        report=report,
+        headline=wording.headline(report),
+        facts=wording.facts(report),
+        plots=plots,
+        image_counts={name: _image_counts(report, name) for name in report.domains},
+        held_out_means=[wording.over_domains(report, model) for model in report.accuracy],
+        class_range=None if report.classes is None else colour_range(report.classes),
+    ).lstrip()
+
+
+def environment() -> Environment:
+    """Return what the pages are rendered with: everything escaped, nothing left undefined."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    folder = files(__package__).joinpath(TEMPLATES)
+    found = Environment(
+        autoescape=True,
+        loader=FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters.update(
+    found.globals["wording"] = wording
+    found.filters.update(
         percent=wording.percent,
         points=wording.points,
         milliseconds=wording.milliseconds,
@@ -32,18 +60,10 @@ def render_html(report: BuildReport) -> str:
         p_value=wording.p_value,
         bundle=wording.bundle,
         plain=wording.plain,
-    )
-    source = files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
-    return environment.from_string(source).render(
-        report=report,
-        headline=wording.headline(report),
-        facts=wording.facts(report),
-        plots=draw_plots(report),
+        bound=wording.bound,
         svg=Markup,
-        wording=wording,
-        image_counts={name: _image_counts(report, name) for name in report.domains},
-        held_out_means=[wording.over_domains(report, model) for model in report.accuracy],
     )
+    return found
 
 
 def _image_counts(report: BuildReport, domain: str) -> list[int]:

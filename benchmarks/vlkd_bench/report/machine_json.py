@@ -56,6 +56,12 @@ def to_json(report: BuildReport) -> dict[str, object]:
         "guard": {"verdict": "not run", "domains": {}} if report.guard is None else guard_json(report.guard),
         "budget": asdict(report.budget),
         "candidates": [asdict(row) for row in report.candidates],
+        "refused": [asdict(row) for row in report.refused],
+        "floating": None if report.floating is None else asdict(report.floating),
+        "flips": {
+            group.domain: {"images": group.images, "lost": group.lost, "won": group.won, "other": group.other}
+            for group in report.flips
+        },
         "preflight": asdict(report.preflight),
         "latency_ms": {
             "p50": shipped.p50_ms if shipped else None,

@@ -28,8 +28,10 @@ def render_markdown(report: BuildReport) -> str:
         parts += ["## Accuracy", *_accuracy(report)]
     if report.guard is not None:
         parts += ["## Guard", *_guard(report.guard)]
-    if report.candidates:
-        parts += ["## Candidates", _candidates(report)]
+    if report.candidates or report.refused:
+        parts += ["## Candidates", *_candidates(report)]
+    if report.flips:
+        parts += ["## Answers that compression changed", _flips(report), _terms(wording.FLIP_TERMS)]
     if report.latency:
         parts += ["## Latency", *_latency(report)]
     if report.stages:
@@ -79,25 +81,24 @@ def _accuracy(report: BuildReport) -> list[str]:
 
 
 def _guard(guard: GuardVerdict) -> list[str]:
-    rows = []
-    for name, item in guard.domains.items():
-        drops = [wording.points(value) for value in (item.drop, item.lower, item.upper)]
-        counts = [str(value) for value in (item.lost, item.won, item.flips)]
-        rows.append([name, str(item.n), *drops, *counts, wording.p_value(item.p_value)])
-    if len(guard.domains) > 1:
-        mean = [wording.points(value) for value in (guard.mean.drop, guard.mean.lower, guard.mean.upper)]
-        rows.append(["mean", "", *mean, "", "", "", ""])
-    heads = ("domain", "images", "drop", "lower", "upper", "lost", "won", "flips", "p")
+    rows: list[list[str]] = []
+    for row in guard.criteria:
+        item = guard.domains.get(row.label) if len(rows) < len(guard.domains) else None
+        bounds = [wording.points(value) for value in (row.bound.drop, row.bound.lower, row.bound.upper)]
+        budget = wording.DASH if row.budget is None else wording.points(row.budget)
+        counts = ["", "", "", ""]
+        if item is not None:
+            counts = [*map(str, (item.lost, item.won, item.flips)), wording.p_value(item.p_value)]
+        rows.append([row.label, str(row.images), *bounds, budget, *counts])
+    heads = ("domain", "images", "drop", "lower bound", "upper bound", "budget", "lost", "won", "flips", "p")
     summary = (
-        f"Budget {wording.budget(guard)} points at "
-        f"{100 * guard.budget.confidence:g} % confidence. Flip rate {wording.percent(guard.flip_rate)}, "
-        f"change of calibration error {guard.ece_change:+.3f}, "
-        f"bootstrap seed {guard.seed}."
+        f"Budget {wording.budget(guard)} points at {100 * guard.budget.confidence:g} % confidence; bootstrap seed "
+        f"{guard.seed}."
     )
     return [markdown_table(heads, rows), summary, _terms(wording.GUARD_TERMS)]
 
 
-def _candidates(report: BuildReport) -> str:
+def _candidates(report: BuildReport) -> list[str]:
     rows = [
         (
             row.name,
@@ -105,12 +106,27 @@ def _candidates(report: BuildReport) -> str:
             row.verdict,
             wording.points(row.worst_drop),
             wording.points(row.worst_upper),
-            wording.milliseconds(row.p50_ms),
+            wording.milliseconds(row.call_ms),
+            wording.DASH if row.speed is None else "{:.2f} ({:.2f} to {:.2f})".format(*row.speed),
             wording.size(row.size_bytes),
         )
         for row in report.candidates
     ]
-    return markdown_table(("candidate", "steps", "verdict", "worst drop", "upper bound", "p50", "size"), rows)
+    heads = ("candidate", "steps", "verdict", "worst drop", "upper bound", "time", "speed", "size")
+    refused = [
+        f"- {markdown_text(f'{row.name} was refused before the guard saw it: {row.reason}')}"
+        for row in report.refused
+    ]
+    table = [markdown_table(heads, rows)] if rows else []
+    return [*table, *(["\n".join(refused)] if refused else []), _terms(wording.CANDIDATE_TERMS)]
+
+
+def _flips(report: BuildReport) -> str:
+    rows = [
+        (group.domain, *map(str, (group.images, group.lost, group.won, group.other)))
+        for group in report.flips
+    ]
+    return markdown_table(("domain", "images", "lost", "won", "other"), rows)
 
 
 def _latency(report: BuildReport) -> list[str]:

@@ -17,9 +17,11 @@ MARKS = {
 }
 HEADS = ("metric", "baseline", "now", "change", "interval", "verdict", "why")
 REGRESSION_TERMS = {
+    "baseline, now": "what the accepted run measured, and this one; for latencies medians over the processes",
     "change": "now over baseline for times, memory and energy; now minus baseline in points for accuracies",
     "interval": "confidence interval of the change; for accuracies the guard's paired bounds",
     "p5": "5th percentile: what the call takes when nothing disturbs it; p50 is the median, p95 the tail",
+    "verdict": "what follows; the reason stands beside the metric's name",
     "regression": "clears the relative floor, the absolute floor and the noise of A/A runs, and the interval "
     "excludes no change; for accuracies the lower bound of the drop is above zero and the drop above its floor",
     "inconclusive": "too few images or processes, or too noisy a machine, to tell; not a pass",
@@ -37,21 +39,31 @@ def value(metric: Metric, number: float | None) -> str:
 
 def change(metric: Metric, number: float | None) -> str:
     """Return a change: points for accuracies, percent for the rest."""
-    if number is None:
-        return wording.DASH
-    text = f"{number:+.2f} points" if metric.unit == "share" else f"{100 * (number - 1):+.1f} %"
-    return text.replace("-", "\N{MINUS SIGN}")
+    return wording.DASH if number is None else f"{_number(metric, number)} {_unit(metric)}"
+
+
+def _number(metric: Metric, number: float) -> str:
+    """Return a change without its unit, never as a negative zero."""
+    digits, value = (2, number) if metric.unit == "share" else (1, 100 * (number - 1))
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _unit(metric: Metric) -> str:
+    return "points" if metric.unit == "share" else "%"
 
 
 def cells(metric: Metric) -> tuple[str, ...]:
     """Return a metric's row, in the order of `HEADS`."""
-    interval = metric.interval
+    interval = wording.DASH
+    if metric.interval:
+        low, high = (_number(metric, number) for number in metric.interval)
+        interval = f"{low} to {high} {_unit(metric)}"
     return (
         metric.name,
         value(metric, metric.baseline),
         value(metric, metric.now),
         change(metric, metric.change),
-        f"{change(metric, interval[0])} to {change(metric, interval[1])}" if interval else wording.DASH,
+        interval,
         f"{MARKS[metric.verdict]} {metric.verdict}",
         metric.reason,
     )

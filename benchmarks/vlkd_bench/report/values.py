@@ -10,6 +10,9 @@ from ..accuracy import AccuracySummary
 from ..latency import LatencyStats
 from ..machine import Machine
 from ..verdict import GuardBudget, GuardVerdict, Verdict
+from .flips import DomainFlips
+from .history import Point
+from .similarity import ClassSimilarity
 
 ModelKey = Literal["teacher", "erm", "student", "shipped"]
 Outcome = Literal["pass", "fail", "inconclusive", "not judged"]
@@ -42,8 +45,10 @@ class CandidateRow:
         verdict: The guard's.
         worst_drop: Observed drop of the domain the verdict turned on, in points.
         worst_upper: Upper confidence bound of that drop, in points.
-        p50_ms: Median latency, None where not measured.
+        p50_ms: Median latency of the bundle it became; None where it did not.
         size_bytes: Size of the model file.
+        call_ms: Median of its calls in turns with the float graph; None where the target's engine does not run.
+        speed: How many times the float graph's speed that is, with the ends of its 95 % interval.
     """
 
     name: str
@@ -53,6 +58,25 @@ class CandidateRow:
     worst_upper: float
     p50_ms: float | None
     size_bytes: int
+    call_ms: float | None = None
+    speed: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedRow:
+    """A candidate that the guard never saw, and why."""
+
+    name: str
+    steps: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FloatRow:
+    """The graph before compression: its size, and the median of its calls where the candidates were timed beside it."""
+
+    size_bytes: int
+    call_ms: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +133,11 @@ class BuildReport:
         contract: The data contract, one sentence a stage: which domains, labels and images it saw.
         provenance: Versions, seeds and fingerprints, by name.
         command: The command that repeats the build.
+        floating: The graph before compression, None where nothing was compressed.
+        refused: Candidates that were refused before the guard saw them.
+        flips: Images whose answer compression changed, by domain.
+        classes: How near the class vectors lie to each other.
+        history: Earlier builds of this folder and this one, oldest first.
     """
 
     title: str
@@ -133,6 +162,11 @@ class BuildReport:
     contract: tuple[str, ...] = ()
     provenance: Mapping[str, str]
     command: str
+    floating: FloatRow | None = None
+    refused: tuple[RefusedRow, ...] = ()
+    flips: tuple[DomainFlips, ...] = ()
+    classes: ClassSimilarity | None = None
+    history: tuple[Point, ...] = ()
 
     @property
     def outcome(self) -> Outcome:

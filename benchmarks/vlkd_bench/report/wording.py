@@ -18,6 +18,7 @@ _JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
 
 # What each column means; shown beside the tables.
 ACCURACY_TERMS = {
+    "teacher, student, shipped": "the model learned from, the float network it taught, and what is in the bundle",
     "accuracy": "share of images whose first answer is the true class, per domain",
     "interval": "Wilson's 95 % interval; with few images it is wide, and should be",
     "ERM": "the same student trained plainly on the labels, without the teacher",
@@ -26,22 +27,48 @@ ACCURACY_TERMS = {
     "ECE": "expected calibration error, 15 bins: how far stated probabilities are from the share right",
 }
 GUARD_TERMS = {
+    "images": "images that both models answered; fewer than there are where the answer was clear early",
     "drop": "reference minus candidate accuracy on the same images, in points; negative is a gain",
-    "bounds": "one-sided confidence bounds of the drop; a pass needs the upper one within budget",
+    "lower, upper bound": "one-sided confidence bounds of the drop; a pass needs the upper one within budget",
+    "budget": "what may be lost, in points; without one a row is shown, not judged",
     "lost, won": "images only the reference, or only the candidate, got right",
-    "flips": "images on which the two predict different classes",
+    "flips": "images on which the two predict different classes; the row bounds their share",
+    "calibration error": "growth of ECE, in points",
+    "rejection of unknowns": "drop of the AUROC with which images of absent classes are told apart, in points",
     "p": "exact two-sided McNemar p-value for no difference; shown, not judged by",
 }
 LATENCY_TERMS = {
-    "p50, p90, p99": "half, 90 % and 99 % of calls are at most this long; p99 needs 1000 calls",
-    "interval": "95 % interval of the median, by order statistics",
+    "p50 to p99": "half, 90 %, 95 % and 99 % of calls are at most this long; p99 needs 1000 calls",
+    "interval": "below p50: 95 % interval of the median, by order statistics",
+    "fastest, slowest": "the shortest and the longest timed call; no outlier is removed",
     "spread": "standard deviation over mean; above 2.5 % the machine was not quiet",
-    "calls": "timed calls, after warming up until the time settled; no outlier is removed",
+    "calls": "timed calls, after warming up until the time settled",
 }
 CANDIDATE_TERMS = {
+    "verdict": "the guard's: a pass, a fail, or too few images to tell",
     "worst drop": "observed drop of the domain the verdict turned on, in points",
     "upper bound": "its one-sided upper confidence bound, which must be within budget",
+    "time": "median of calls in turns with the float graph; a dash where the target's engine does not run",
+    "speed": "how many times the float graph's speed that is, with its 95 % interval",
+    "size": "of the model file",
 }
+CLASS_TERMS = {
+    "cosine": "between the two class vectors: 1 is the same direction, 0 none in common",
+    "confused": "test images of the two classes that the shipped model took for the other",
+}
+FLIP_TERMS = {
+    "lost": "only the float model is right; these come first, the surest wrong answers before the others",
+    "won": "only the shipped model is right",
+    "other": "both are wrong, in different ways",
+}
+HISTORY_TERMS = {
+    "run": "number in the pictures above, oldest first",
+    "p50": "median latency of a call on this machine",
+    "mean": "plain mean of accuracy over the domains that count",
+    "size": "of the bundle",
+    "note": "why it was accepted and what was accepted as worse, or how the run ended",
+}
+STAGE_TERMS = {"time": "as long as the work took; a hollow bar was found done by an earlier build"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +87,11 @@ def plain(text: str) -> str:
     Persian, Indic scripts and emoji need stay.
     """
     return "".join(ch if ch.isprintable() or ch in _JOINERS else "\N{REPLACEMENT CHARACTER}" for ch in text)
+
+
+def bound(text: str) -> str:
+    """Return text whose percent signs do not part from their numbers at a line's end; for text that is plain."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def percent(share: float) -> str:

@@ -31,15 +31,6 @@ class Nvml:
             return None
         return Reading(watts, {self._title: watts})
 
-    def memory_bytes(self, process: int) -> int | None:
-        """Return the GPU memory that a process holds, or None where the driver does not tell."""
-        try:
-            found = self._library.nvmlDeviceGetComputeRunningProcesses(self._handle)
-        except self._library.NVMLError:
-            return None
-        used = [entry.usedGpuMemory for entry in found if entry.pid == process]
-        return int(used[0]) if used and used[0] is not None else None
-
     def close(self) -> None:
         """Let go of the library."""
         self._library.nvmlShutdown()

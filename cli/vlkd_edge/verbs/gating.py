@@ -43,6 +43,9 @@ def report(
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write one HTML page to this file.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write Markdown for a pull request.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder that bench --data measured: thumbnails for the HTML page.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Judge a bench against its baseline: 0 no regression, 1 regression, 2 not comparable."""
@@ -64,6 +67,7 @@ def report(
         ),
         across=across,
         files=Files(junit, html, markdown),
+        images=images,
     )
     if as_json:
         print(json.dumps(found.to_json(), allow_nan=False))

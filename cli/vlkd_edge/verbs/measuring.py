@@ -100,6 +100,11 @@ def bench(
     from ..progress import Live
     from ..watching import Watching
 
+    if against_record is not None and against is None:
+        from vlkd_runtime.errors import ConfigError
+
+        msg = "--against-record keeps the other bundle's record: expected --against OLD with it, found none."
+        raise ConfigError(msg)
     plan = Plan(bundle, engine, threads, samples, processes, max_seconds, image, throughput, power, against)
     typed = [word.replace(on, on.rpartition("@")[2]) if on else word for word in sys.argv[1:]]
     request = Request(
