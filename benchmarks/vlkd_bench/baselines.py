@@ -19,8 +19,9 @@ from vlkd_runtime.errors import DataError
 
 from .benchrecord import BenchRecord, load_bench_records
 from .jsonvalues import decode, encode
+from .metrics import Metric, Tolerance
 from .records import Record, record_of
-from .regression import Metric, Tolerance, assess, differences_of
+from .regression import assess, differences_of
 
 FORMAT = "vlkd-baselines"
 SCHEMA = 1

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from vlkd_bench.alignment import MOST_QUERIES, AlignmentReport, measure
+from vlkd_bench.alignment import MOST_QUERIES, measure
+from vlkd_bench.alignmentreport import AlignmentReport
 from vlkd_bench.samples import Sample
 from vlkd_distill import data as domain_data
 from vlkd_distill.teacher_names import check_name

@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath
 
 from vlkd_bench.baselines import Baselines, Entry, accept, entries_of, find_baseline, read_baselines
 from vlkd_bench.benchrecord import BenchRecord, load_bench_records
-from vlkd_bench.regression import RegressionReport, Tolerance, assess, differences_of
+from vlkd_bench.metrics import Tolerance
+from vlkd_bench.regression import RegressionReport, assess, differences_of
 from vlkd_bench.report import (
     render_junit,
     render_regression_html,

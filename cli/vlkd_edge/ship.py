@@ -174,8 +174,8 @@ def compress(
         raise GuardError(climb.explain())
     key = outcome.chosen.path.parent.name if outcome.chosen is not None else ""
     shown = outcome.chosen or outcome.trials[-1].candidate
-    floating = climber.floating(shown.name)
-    return Compressed(outcome.chosen, key, outcome.trials, outcome.budget, climb, floating, size)
+    judged = climber.floating(shown.name)
+    return Compressed(outcome.chosen, key, outcome.trials, outcome.budget, climb, judged, size)
 
 
 def _calibration(

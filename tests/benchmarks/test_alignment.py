@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from vlkd_bench.alignment import Alignment, AlignmentReport, measure, spectrum
+from vlkd_bench.alignment import measure, spectrum
+from vlkd_bench.alignmentreport import Alignment, AlignmentReport
 from vlkd_runtime.errors import DataError
 
 Array = npt.NDArray[Any]

@@ -13,9 +13,10 @@ import pytest
 
 from vlkd_bench.baselines import accept, find_baseline, read_baselines
 from vlkd_bench.benchrecord import BenchRecord, load_bench_records
+from vlkd_bench.metrics import Metric, Tolerance
 from vlkd_bench.noise import compare_runs
 from vlkd_bench.records import append, append_record
-from vlkd_bench.regression import Metric, RegressionReport, Tolerance, assess
+from vlkd_bench.regression import RegressionReport, assess
 from vlkd_bench.report import (
     render_junit,
     render_regression_html,

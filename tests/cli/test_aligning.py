@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from vlkd_bench.alignment import AlignmentReport
+from vlkd_bench.alignmentreport import AlignmentReport
 from vlkd_distill import class_vectors, export, students
 from vlkd_distill.data import split_of
 from vlkd_distill.specs import StudentSpec

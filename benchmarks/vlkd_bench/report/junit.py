@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from xml.etree import ElementTree as ET
 
-from ..regression import Metric, RegressionReport
+from ..metrics import Metric
+from ..regression import RegressionReport
 from . import wording
 
 SUITE = "vlkd-edge"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..regression import Metric, RegressionReport
+from ..metrics import Metric
+from ..regression import RegressionReport
 from . import wording
 from .markdown_page import markdown_table, markdown_text
 

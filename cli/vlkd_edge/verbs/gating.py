@@ -49,7 +49,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Judge a bench against its baseline: 0 no regression, 1 regression, 2 not comparable."""
-    from vlkd_bench.regression import Tolerance
+    from vlkd_bench.metrics import Tolerance
     from vlkd_bench.report import render_regression_lines
 
     from ..regressing import Files, exit_code, judge
@@ -99,7 +99,7 @@ def accept_baseline(
     as_json: Json = False,
 ) -> None:
     """Make a run the baseline of its target and machine; what it is worse in is kept with the reason."""
-    from vlkd_bench.regression import Tolerance
+    from vlkd_bench.metrics import Tolerance
 
     from ..regressing import accept_run, entry_json, entry_line
 

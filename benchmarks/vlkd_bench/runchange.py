@@ -1,0 +1,152 @@
+"""Times and memory of two runs compared: a change must clear two floors, the noise of A/A runs and its own interval.
+
+Both records time several processes. Differences between processes of one record are the A/A noise: nothing but
+the process changed. A baseline log with more runs of the same bundle adds differences between whole runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .benchrecord import BenchRecord
+from .metrics import Metric, MetricVerdict, Tolerance
+from .noise import RatioBounds, compare_runs
+
+# A machine counts as busy from this share of interrupted calls on.
+BUSY = 0.05
+# On a busy machine a neighbour slows caches and clocks down by a third or so; what is slower than this is not that.
+BUSY_RELATIVE = 0.5
+
+
+def compare_series(
+    now: BenchRecord,
+    baseline: BenchRecord,
+    more_runs: Sequence[BenchRecord],
+    tolerance: Tolerance,
+    seed: int,
+) -> tuple[Metric, ...]:
+    """Compare what every process of a bench measured once."""
+    first, last = process_series(baseline), process_series(now)
+    others = [process_series(record) for record in more_runs]
+    obstacles = {name: _obstacle(series, last[name]) for name, series in first.items()}
+    # Only what is judged can raise a false alarm, so the risk is shared among that alone.
+    risk = (1 - tolerance.confidence) / sum(not obstacle for obstacle in obstacles.values())
+    relative = tolerance.relative * (2 if drifts(now, baseline) and not more_runs else 1)
+    metrics = []
+    for number, (name, series) in enumerate(first.items()):
+        floors = {
+            "cold start": (2 * tolerance.relative, tolerance.cold_start_ms),
+            "peak memory": (2 * tolerance.relative, tolerance.memory_bytes / 1e6),
+        }.get(name, (BUSY_RELATIVE if series.fallback else relative, tolerance.latency_ms))
+        bounds = compare_runs(
+            series.values,
+            last[name].values,
+            [other[name].values for other in others],
+            risk=risk,
+            seed=seed + number,
+        )
+        metrics.append(_judge_ratio(name, series.unit, bounds, floors, obstacles[name]))
+    return tuple(metrics)
+
+
+def _obstacle(first: ProcessSeries, last: ProcessSeries) -> str:
+    """Say why a number is not judged, or nothing."""
+    busy = max(first.busy, last.busy) > 1
+    if first.fallback:
+        return "" if busy else "judged only where other processes disturb the medians"
+    return (
+        "other processes interrupted too many calls: the machine's number, not the bundle's" if busy else ""
+    )
+
+
+def drifts(now: BenchRecord, baseline: BenchRecord) -> bool:
+    """Tell whether the machine may have changed between two runs by more than their processes show.
+
+    A machine that others use drifts from minute to minute: recorded A/A runs at a load of eight tasks a core
+    differed by up to 9 % while processes of one run differed by 3 %. Runs whose processes took turns do not.
+    """
+    together = (now.interleaved_with, baseline.interleaved_with) == (
+        baseline.bundle.digest,
+        now.bundle.digest,
+    ) and now.when == baseline.when
+    busy = max((record.latency["call"].interrupted or 0.0) for record in (now, baseline))
+    return busy > BUSY and not together
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSeries:
+    """One number of every process of a run.
+
+    Attributes:
+        unit: Of the values.
+        values: One per process.
+        busy: Share of interrupted calls over the share that this number stands: above 1 it is the machine's
+            number and not the bundle's.
+        fallback: Whether it is judged only where the medians are not.
+    """
+
+    unit: str
+    values: tuple[float, ...]
+    busy: float = 0.0
+    fallback: bool = False
+
+
+def process_series(record: BenchRecord) -> Mapping[str, ProcessSeries]:
+    """Return what every process of a run measured once, by the name of the metric.
+
+    A percentile stands interruptions as long as they are at most half of the calls beyond it. Where medians do
+    not stand them, the 5th percentile still tells a large change: it misses most interruptions, but not that a
+    busy neighbour slows caches and clocks down.
+    """
+    found: dict[str, ProcessSeries] = {}
+    for kind, timing in record.latency.items():
+        title, runs, interrupted = kind.replace("_", " "), timing.runs, timing.interrupted or 0.0
+        if kind != "engine":
+            quick = tuple(run.p05_ms for run in runs)
+            found[f"latency {title} p5"] = ProcessSeries("ms", quick, interrupted / 0.25, fallback=True)
+        medians = tuple(run.p50_ms for run in runs)
+        found[f"latency {title} p50"] = ProcessSeries("ms", medians, interrupted / 0.25)
+    call = record.latency["call"]
+    tail = (call.interrupted or 0.0) / 0.025
+    found["latency call p95"] = ProcessSeries("ms", tuple(run.p95_ms for run in call.runs), tail)
+    found["cold start"] = ProcessSeries("ms", record.cold_start.total_ms, tail)
+    memory = tuple(value / 1e6 for value in record.memory.peak_resident_bytes)
+    found["peak memory"] = ProcessSeries("MB", memory)
+    return found
+
+
+def _judge_ratio(
+    name: str, unit: str, bounds: RatioBounds, floors: tuple[float, float], obstacle: str
+) -> Metric:
+    """Judge one ratio of medians by the four criteria of `regression`, unless something is in the way."""
+    relative, absolute = floors
+    values = (bounds.baseline, bounds.now, bounds.ratio)
+    if bounds.interval is None or bounds.noise is None:
+        reason = "at least 3 processes of each run are needed to know the noise; bench with --processes 8"
+        return Metric(name, unit, *values, None, "inconclusive", reason)
+    ratio, difference = bounds.ratio, bounds.now - bounds.baseline
+    low, high = bounds.interval
+    change = f"{100 * (ratio - 1):+.1f} % ({difference:+.3g} {unit})"
+    against = f"interval {low:.3f} to {high:.3f}, A/A noise {100 * bounds.noise:.1f} %"
+    if obstacle:
+        verdict: MetricVerdict = "not judged" if name.endswith(" p5") else "inconclusive"
+        return Metric(name, unit, *values, bounds.interval, verdict, f"{change}; {obstacle}")
+    small = []
+    if ratio <= 1 + relative:
+        small.append(f"below the relative floor of {100 * relative:.0f} %")
+    if difference <= absolute:
+        small.append(f"below the absolute floor of {absolute:g} {unit}")
+    unsure = []
+    if ratio <= 1 + bounds.noise:
+        unsure.append("within the noise of A/A runs")
+    if low <= 1:
+        unsure.append("its interval includes 1")
+    if not small:
+        verdict = "inconclusive" if unsure else "regression"
+        reason = f"{change}, {' and '.join(unsure)}; {against}" if unsure else f"{change}; {against}"
+        return Metric(name, unit, *values, bounds.interval, verdict, reason)
+    if 1 / ratio > 1 + max(relative, bounds.noise) and -difference > absolute and high < 1:
+        return Metric(name, unit, *values, bounds.interval, "improvement", f"{change}; {against}")
+    reason = f"{change}: {small[0]}; {against}"
+    return Metric(name, unit, *values, bounds.interval, "ok", reason)
