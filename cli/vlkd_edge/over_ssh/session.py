@@ -15,8 +15,6 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from vlkd_bench.benchrecord import BenchRecord
-from vlkd_bench.jsonvalues import decode
-from vlkd_bench.observing import Glimpse
 from vlkd_bench.records import Record, record_of
 from vlkd_runtime import errors
 from vlkd_runtime.bundle import Bundle
@@ -27,6 +25,7 @@ from ..benching import Request, Show
 from ..doctor import INSTALL_BASICS
 from . import parcels
 from .connection import Connection, DroppedError, Way
+from .following import Follower
 from .parcels import Parcel
 
 T = TypeVar("T")
@@ -220,7 +219,7 @@ class _Session:
         if started["state"] != "started":
             began = datetime.fromtimestamp(started["began"]).isoformat(" ", timespec="seconds")
             self._say(f"picking up the run that began on {host} at {began} (its clock)")
-        follower = _Follower(self._show, self._say, host)
+        follower = Follower(self._show, self._say, host)
         with contextlib.ExitStack() as stack:
             follower.stack = stack
             last = self.patient(lambda: self._follow(run, follower))
@@ -262,39 +261,13 @@ class _Session:
         if self._remote.clean and not answer["cleaned"]:
             self._say(f"{host} runs another bench, so what is kept there stays")
 
-    def _follow(self, run: str, follower: _Follower) -> dict[str, Any]:
+    def _follow(self, run: str, follower: Follower) -> dict[str, Any]:
         request = {"run": run, "offset": follower.offset}
         last = self._connection.ask("follow", request, hear=follower.hear, silence_s=SILENCE_S)
         if last["state"] == "going":
             msg = "the answer broke off"
             raise DroppedError(msg)
         return last
-
-
-class _Follower:
-    """Shows what the runner says as if the bench ran here."""
-
-    def __init__(self, show: Show, say: Callable[[str], None], host: str) -> None:
-        self.offset = 0
-        self.stack = contextlib.ExitStack()
-        self._show, self._say, self._host = show, say, host
-        self._advance: Callable[..., None] | None = None
-
-    def hear(self, line: Mapping[str, Any]) -> None:
-        """Take one line of the agent's."""
-        self.offset = line.get("offset", self.offset)
-        told = line.get("progress", {})
-        if "waiting" in told:
-            self._say(f"waiting: {told['waiting']}")
-        if "task" in told:
-            self.stack.close()
-            self._advance = self.stack.enter_context(
-                self._show.task(f"{told['task']} on {self._host}", told["total"])
-            )
-        if "advance" in told and self._advance is not None:
-            self._advance(told["advance"], note=told["note"])
-        if "glimpse" in told:
-            self._show.glimpse(decode(Glimpse, told["glimpse"]))
 
 
 def _pack(request: Request, opened: Bundle) -> dict[str, Parcel]:
