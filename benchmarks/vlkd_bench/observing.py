@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from .devicestate import DeviceState, changes, read_state
 from .latency import MIN_SAMPLES_FOR_P99, percentile
-from .sensors import NoSensor, PowerSensor
+from .sensors import NoSensor, PowerSensor, Reading
 
 WINDOW = MIN_SAMPLES_FOR_P99
 INTERVAL_S = 0.5
@@ -140,28 +140,27 @@ class Observer:
         count, durations = self._ring.read()
         ordered = np.sort(durations).astype(np.float64) / 1e6
         state = read_state(self._root, mode=False)
-        watts, sensor = self._power()
+        reading, sensor = self._power()
         return Glimpse(
             seconds=time.monotonic() - self._began,
             phase=self.phase,
             calls=count,
             p50_ms=percentile(ordered, 0.5) if count else None,
             p99_ms=percentile(ordered, 0.99) if count >= MIN_SAMPLES_FOR_P99 else None,
-            watts=watts,
+            watts=reading.watts if reading else None,
             sensor=sensor,
-            temperatures_c=state.temperatures_c,
+            # The system's own word comes first; a desktop's GPU is told by its driver alone.
+            temperatures_c={**(reading.temperatures_c if reading else {}), **state.temperatures_c},
             cpu_mhz=state.cpu_mhz,
-            gpu_mhz=state.gpu_mhz,
+            gpu_mhz=reading.gpu_mhz if state.gpu_mhz is None and reading else state.gpu_mhz,
             changes=self._changes(state),
         )
 
-    def _power(self) -> tuple[float | None, str]:
+    def _power(self) -> tuple[Reading | None, str]:
         if isinstance(self._sensor, NoSensor):
             return None, "no power sensor: " + "; ".join(self._sensor.reasons)
         reading = self._sensor.read()
-        if reading is None:
-            return None, f"no reading of {self._sensor.covers}"
-        return reading.watts, self._sensor.covers
+        return reading, self._sensor.covers if reading else f"no reading of {self._sensor.covers}"
 
     def _changes(self, state: DeviceState) -> tuple[str, ...]:
         return changes(self._first, state)

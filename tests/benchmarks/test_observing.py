@@ -47,7 +47,7 @@ class Meter:
         self.closed = False
 
     def read(self) -> Reading | None:
-        return Reading(7.25)
+        return Reading(7.25, {}, {"gpu-thermal": 99.0, "board": 40.0}, 918.0)
 
     def close(self) -> None:
         self.closed = True
@@ -88,8 +88,12 @@ def test_a_glimpse_has_latency_power_temperature_clocks_and_throttling(tmp_path:
     # A second, obvious way to a percentile: the value that this share of the sorted window does not exceed.
     window = sorted(durations[-WINDOW:])
     assert (last.calls, last.p50_ms, last.p99_ms) == (1500, window[499] / 1e6, window[989] / 1e6)
-    assert (last.watts, last.sensor, last.temperatures_c) == (7.25, "the whole board", {"gpu-thermal": 61.0})
-    assert last.cpu_mhz == (1510.4,) and last.phase == "process 1 of 1"
+    assert (last.watts, last.sensor, last.temperatures_c) == (
+        7.25,
+        "the whole board",
+        {"gpu-thermal": 61.0, "board": 40.0},
+    )
+    assert last.cpu_mhz == (1510.4,) and last.gpu_mhz == 918.0 and last.phase == "process 1 of 1"
     assert last.changes == ("throttling: cooling cpufreq rose from 0 to 2",)
     assert sensor.closed and 0 < observer.share_of_core < 1
 

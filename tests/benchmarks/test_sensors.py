@@ -204,7 +204,7 @@ def test_rapl_without_access_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert isinstance(found, NoSensor) and "root only" in found.reasons[0]
 
 
-def library(milliwatts: int | None) -> types.SimpleNamespace:
+def library(milliwatts: int | None, celsius: int | None = None) -> types.SimpleNamespace:
     """A stand-in for the module pynvml."""
 
     class NVMLError(Exception):
@@ -214,6 +214,11 @@ def library(milliwatts: int | None) -> types.SimpleNamespace:
         if milliwatts is None:
             raise NVMLError("Not Supported")
         return milliwatts
+
+    def temperature(_: object, kind: int) -> int:
+        if celsius is None:
+            raise NVMLError("Not Supported")
+        return celsius + kind
 
     closed: list[bool] = []
     lists = {
@@ -235,9 +240,13 @@ def library(milliwatts: int | None) -> types.SimpleNamespace:
         nvmlShutdown=lambda: closed.append(True),
         nvmlDeviceGetHandleByIndex=lambda index: index,
         nvmlDeviceGetName=lambda _: b"NVIDIA RTX",
+        NVML_TEMPERATURE_GPU=0,
+        NVML_CLOCK_SM=1,
         nvmlDeviceGetPowerUsage=power,
         nvmlDeviceGetCount=lambda: 3,
         nvmlDeviceGetComputeRunningProcesses=processes,
+        nvmlDeviceGetTemperature=temperature,
+        nvmlDeviceGetClockInfo=lambda _, kind: 1800 + kind,
         closed=closed,
     )
 
@@ -246,6 +255,9 @@ def test_nvml_reads_the_board() -> None:
     sensor = open_nvml(library(71_500))
     assert isinstance(sensor, Nvml)
     assert sensor.read() == Reading(71.5, {"NVIDIA RTX": 71.5})
+    warm = open_nvml(library(71_500, celsius=48))
+    assert isinstance(warm, Nvml)
+    assert warm.read() == Reading(71.5, {"NVIDIA RTX": 71.5}, {"NVIDIA RTX": 48.0}, 1801.0)
     assert "GPU board NVIDIA RTX" in sensor.covers
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
@@ -29,7 +30,7 @@ from tinymodel import NAMES, tiny_bundle
 from vlkd_bench.benchrecord import load_bench_records
 from vlkd_bench.benchrun import Plan
 from vlkd_edge.benching import Request, bench
-from vlkd_edge.over_ssh import agent, parcels
+from vlkd_edge.over_ssh import agent, parcels, session
 from vlkd_edge.over_ssh.connection import BOOT, Connection, Way
 from vlkd_edge.over_ssh.runner import request_of
 from vlkd_edge.progress import Live
@@ -57,7 +58,7 @@ from vlkd_edge.__main__ import main
 if sys.argv[1]:
     from vlkd_edge.over_ssh import parcels
     files = [(path.relative_to(sys.argv[1]).as_posix(), path) for path in Path(sys.argv[1]).rglob("*.py")]
-    parcels.code = lambda: parcels._parcel("code", "", files)
+    parcels.code = lambda: parcels.pack("code", "", files)
 del sys.argv[1]
 main()
 """
@@ -357,6 +358,38 @@ def test_what_keeps_from_beginning_is_said(
         connection.ask("look")
 
 
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        pytest.param(
+            {"missing": ["a.py"], "path": "/x", "free_bytes": 1_000_000},
+            "Expected 67 MB free on device for the code, found 1: the disk is full",
+            id="before",
+        ),
+        pytest.param(
+            {"error": {"kind": "full", "text": "/x/a.py: No space left on device"}},
+            "No space left on device; the disk is full: free space there",
+            id="while",
+        ),
+        pytest.param(
+            {"error": {"kind": "CacheError", "text": "/x: expected a folder"}}, "set VLKD_CACHE there", id="cache"
+        ),
+    ],
+)  # fmt: skip
+def test_a_full_disk_there_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reply: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "reply").write_text(agent.MARK + json.dumps(reply) + "\n")
+    executable(tmp_path / "ssh", f"#!/bin/sh\ncat > /dev/null\ncat '{tmp_path}/reply'\n")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "a.py").write_text("")
+    remote, show = session.Remote(Way("device")), Live(Console(stderr=True))
+    with Connection(remote.way) as connection, pytest.raises(UnavailableError, match=message):
+        session.Session(connection, remote, show, print).copy(
+            parcels.pack("code", "", [("a.py", tmp_path / "a.py")])
+        )
+
+
 def test_without_ssh_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UnavailableError, match="apt install openssh-client"), Connection(Way("device")):
@@ -513,6 +546,24 @@ def test_the_code_needs_no_more_than_numpy_pillow_and_an_engine(tmp_path: Path, 
     assert sum(file.size for file in parcels.code().files) < 2 << 20
 
 
+def test_two_runs_on_a_device_wait_for_each_other(tmp_path: Path) -> None:
+    run = tmp_path / "runs/one"
+    run.mkdir(parents=True)
+    plain = {"plan": asdict(Plan(tmp_path / "none")), "data": None, "domains": [], "split": "all", "command": "",
+             "watch": False}  # fmt: skip
+    plain["plan"]["bundle"] = str(tmp_path / "none")
+    (run / "request.json").write_text(json.dumps(plain))
+    with (tmp_path / "turn").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        process = subprocess.Popen([sys.executable, "-m", "vlkd_edge.over_ssh.runner", str(run)])
+        wait_for(lambda: (run / "progress.jsonl").exists() and (run / "progress.jsonl").stat().st_size > 0)
+        assert "another bench is running there" in (run / "progress.jsonl").read_text()
+        assert process.poll() is None and not (run / "answer.json").exists()
+    assert process.wait(120) == 0
+    answer = json.loads((run / "answer.json").read_text())
+    assert answer["error"]["kind"] == "DataError" and str(tmp_path / "none") in answer["error"]["message"]
+
+
 # The same over a real sshd on loopback.
 
 
@@ -571,8 +622,8 @@ def test_over_sshd_a_connection_killed_mid_run_is_picked_up(
     sshd.pretend(answer)
     process = sshd.begin(odd, *FAST, "--record", tmp_path / "log.jsonl")
     server = (tmp_path / "server.pid").read_text()
-    for session in Path(f"/proc/{server}/task/{server}/children").read_text().split():
-        os.kill(int(session), signal.SIGKILL)
+    for child in Path(f"/proc/{server}/task/{server}/children").read_text().split():
+        os.kill(int(child), signal.SIGKILL)
     sshd.open_gate()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0 and "lost the connection to 127.0.0.1" in errors, errors

@@ -14,10 +14,14 @@ class Reading:
     Attributes:
         watts: Power of what the sensor covers.
         rails: Power of each rail or part, by its own name, in watts.
+        temperatures_c: Temperatures that the source tells beside it.
+        gpu_mhz: Clock of the GPU, where the source tells it.
     """
 
     watts: float
     rails: Mapping[str, float] = field(default_factory=dict)
+    temperatures_c: Mapping[str, float] = field(default_factory=dict)
+    gpu_mhz: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

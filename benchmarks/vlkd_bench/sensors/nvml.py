@@ -29,7 +29,16 @@ class Nvml:
             watts = self._library.nvmlDeviceGetPowerUsage(self._handle) / 1e3
         except self._library.NVMLError:
             return None
-        return Reading(watts, {self._title: watts})
+        return Reading(watts, {self._title: watts}, *self._condition())
+
+    def _condition(self) -> tuple[dict[str, float], float | None]:
+        """Return temperature and clock of the GPU, as far as the driver tells them."""
+        try:
+            celsius = self._library.nvmlDeviceGetTemperature(self._handle, self._library.NVML_TEMPERATURE_GPU)
+            clock = self._library.nvmlDeviceGetClockInfo(self._handle, self._library.NVML_CLOCK_SM)
+        except self._library.NVMLError:
+            return {}, None
+        return {self._title: float(celsius)}, float(clock)
 
     def close(self) -> None:
         """Let go of the library."""

@@ -98,7 +98,8 @@ class Tegrastats:
         total = total_of(line.rails) if line else None
         if line is None or total is None or self._process.poll() is not None:
             return None
-        return Reading(sum(line.rails[name] for name in total.rails), line.rails)
+        watts = sum(line.rails[name] for name in total.rails)
+        return Reading(watts, line.rails, line.temperatures_c, line.gpu_mhz)
 
     def close(self) -> None:
         """End the process that was started here."""

@@ -86,14 +86,14 @@ def code() -> Parcel:
         found += [(path.relative_to(root.parent).as_posix(), path) for path in root.rglob("*.py")]
     root = Path(str(vlkd_distill.__file__)).parent
     found += [(f"{root.name}/{name}", root / name) for name in ("__init__.py", "data.py")]
-    return _parcel("code", "", found)
+    return pack("code", "", found)
 
 
 def bundle(path: Path) -> Parcel:
     """A bundle's folder or archive, under its own name."""
     name = path.resolve().name
     if path.is_dir():
-        return _parcel(
+        return pack(
             "bundle",
             name,
             [
@@ -102,7 +102,7 @@ def bundle(path: Path) -> Parcel:
                 if item.is_file()
             ],
         )
-    return _parcel("bundle", name, [(name, path)])
+    return pack("bundle", name, [(name, path)])
 
 
 def data(root: Path, domains: Sequence[str], classes: Sequence[str]) -> Parcel:
@@ -113,15 +113,20 @@ def data(root: Path, domains: Sequence[str], classes: Sequence[str]) -> Parcel:
     """
     name = root.resolve().name or "data"
     samples = scan(root, domains=domains, classes=classes).samples
-    return _parcel("data", name, [(f"{name}/{sample.image}", sample.path) for sample in samples])
+    return pack("data", name, [(f"{name}/{sample.image}", sample.path) for sample in samples])
 
 
 def image(path: Path) -> Parcel:
     """One image file."""
-    return _parcel("image", path.name, [(path.name, path)])
+    return pack("image", path.name, [(path.name, path)])
 
 
-def _parcel(kind: Kind, name: str, found: Sequence[tuple[str, Path]]) -> Parcel:
+def pack(kind: Kind, name: str, found: Sequence[tuple[str, Path]]) -> Parcel:
+    """Put files together under their names, and read each once for its hash.
+
+    Raises:
+        DataError: one cannot be read.
+    """
     return Parcel(kind, name, tuple(_file(name, path) for name, path in sorted(found)))
 
 

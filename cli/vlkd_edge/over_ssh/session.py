@@ -82,7 +82,7 @@ def bench_on(
     opened = Bundle.open(request.plan.bundle)
     copied = _pack(request, opened)
     with Connection(remote.way) as connection:
-        session = _Session(connection, remote, show, say)
+        session = Session(connection, remote, show, say)
         look = session.patient(lambda: connection.ask("look"))
         run, ending = "", "forget"
         try:
@@ -116,7 +116,9 @@ class _AttendedError(_LostError):
     """Another process follows this run."""
 
 
-class _Session:
+class Session:
+    """The steps of a bench on a device, each patient with the connection."""
+
     def __init__(
         self, connection: Connection, remote: Remote, show: Show, say: Callable[[str], None]
     ) -> None:
