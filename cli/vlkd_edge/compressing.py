@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,24 +18,25 @@ from vlkd_bench.machine import read_machine
 from vlkd_bench.paired import GuardBudget
 from vlkd_bench.predictions import PredictionRow, evaluate, read_predictions, write_predictions
 from vlkd_bench.samples import Sample
-from vlkd_compress import record
-from vlkd_compress.adopt import NORMALISATIONS, Adopted, InputForm, Layout, adopt, is_student
-from vlkd_compress.calibration import MINIMUM_IMAGES, select_by_coverage, select_calibration
-from vlkd_compress.graph import load
+from vlkd_compress import record, virtual
+from vlkd_compress.adopt import Adopted, InputForm, Layout
+from vlkd_compress.calibration import select_by_coverage, select_calibration
 from vlkd_compress.ladder import Climb, Limits
+from vlkd_compress.qat.settings import QatSettings
 from vlkd_compress.recipes import Dialect
 from vlkd_distill.data import DomainDataset, content_key, scan
 from vlkd_runtime import Classifier
 from vlkd_runtime.atomic import write_bytes, write_text
-from vlkd_runtime.errors import ConfigError, DataError
+from vlkd_runtime.errors import DataError
 from vlkd_runtime.preprocess import PreprocessSpec, prepare
 
+from . import qat, virtualising
+from .adopting import adopted_model, check_form, spec_of
 from .climbing import Climber, Task, dialect_of, recipes
+from .config import GuardConfig
 from .progress import Live
 from .stages import StageResult, Workspace, locked, versions
 from .targets import find
-
-DETECTION_IMAGES = 96
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,8 @@ class Request:
 
     Attributes:
         model: an ONNX image classifier.
-        data: folder laid out as ``<domain>/<class>/<image>``.
-        held_out: domains on which the guard judges.
+        data: folder laid out as ``<domain>/<class>/<image>``, or as ``<class>/<image>``.
+        held_out: domains on which the guard judges; none lets it judge on virtual domains.
         target: the device; decides the dialect.
         classes: class names in the order of the logits; the folder names, sorted, when empty.
         candidates: names of recipes, boldest first; what suits the dialect when empty.
@@ -66,7 +66,10 @@ class Request:
         limits: when to stop.
         ranked: whether layers are ranked when the bold candidates fail.
         threads: of the engine in races.
-        seed: of the choice of calibration images.
+        seed: of the choice of calibration images, of virtual domains and of training.
+        guard: families and severities of virtual domains.
+        qat_epochs: passes over the source images in quantization-aware training, tried when nothing else in INT8
+            passed; 0 leaves it out.
     """
 
     model: Path
@@ -92,6 +95,8 @@ class Request:
     ranked: bool = True
     threads: int = 1
     seed: int = 0
+    guard: GuardConfig = dataclasses.field(default_factory=GuardConfig)
+    qat_epochs: int = 2
 
     @property
     def dialect(self) -> Dialect:
@@ -122,145 +127,49 @@ def compress(request: Request, out: Path, console: Console) -> Outcome:
     chosen = recipes(request.candidates, find(request.target))
     dataset = scan(request.data, classes=request.classes)
     sources = dataset.sources(request.held_out)
-    _check_form(request)
+    check_form(request)
+    if not request.held_out:
+        virtual.require()
     with locked(out):
         live = Live(console)
         workspace = Workspace(out, out / "cache", live.say)
-        guarded = dataset.of(request.held_out)
-        usable = dataset.of(sources)
-        model, adopted, found = _adopted(request, dataset, usable, workspace)
-        spec = _spec(request, adopted.height, adopted.width)
+        guarded, usable, judges = _split(request, dataset, workspace, live)
+        model, adopted, found = adopted_model(request, dataset, usable, workspace)
+        spec = spec_of(request, adopted.height, adopted.width)
         task = _task(request, dataset, model, spec, guarded, usable, workspace, live)
         contract = (
             f"Calibration: {len(task.calibration)} images of {', '.join(sources)}; no label of them is used.",
-            f"The guard judges on {len(guarded)} images of {', '.join(request.held_out)}. Layers are ranked on one in "
-            "five of them, by hash of the name, and candidates that rest on the ranking are judged on the others.",
+            f"{judges} Layers are ranked on one in five of them, by hash of the name, and candidates that rest on the "
+            "ranking are judged on the others.",
         )
         for line in contract:
             live.say(f"contract: {line}")
         climber = Climber(task, workspace, live)
-        climb = climber.run(chosen, request.budget, request.limits, ranked=request.ranked)
+        lessons = qat.Lessons(usable, request.held_out, QatSettings(request.qat_epochs, seed=request.seed))
+        climb = climber.run(
+            chosen,
+            request.budget,
+            request.limits,
+            escalate=qat.escalate(climber, lessons, chosen),
+            ranked=request.ranked,
+        )
         return _finish(request, task, climb, climber, adopted, found, contract, out)
 
 
-def _check_form(request: Request) -> None:
-    """Refuse what contradicts itself before anything is read."""
-    given = bool(request.mean or request.std)
-    if given and request.normalise:
-        msg = "Expected either --normalise or --mean with --std, found both: leave one out."
-        raise ConfigError(msg)
-    if request.normalise not in ("", "auto", *NORMALISATIONS):
-        known = ", ".join(("auto", *NORMALISATIONS))
-        msg = f"Expected --normalise to be one of {known}, found '{request.normalise}'."
-        raise ConfigError(msg)
-    _spec(request, 1, 1)
-
-
-def _spec(request: Request, height: int, width: int) -> PreprocessSpec:
-    return PreprocessSpec(
-        height,
-        width,
-        request.resize,  # type: ignore[arg-type]  # the constructor refuses any other text
-        request.crop_fraction,
-        request.interpolation,  # type: ignore[arg-type]
-    )
-
-
-def _adopted(
-    request: Request, dataset: DomainDataset, usable: Sequence[Sample], workspace: Workspace
-) -> tuple[StageResult, Adopted, str]:
-    """The classifier in this project's form, and a sentence on how its input was understood."""
-    source = load(request.model)
-    data = request.model.read_bytes()
-    names = {"": "given as mean and std" if request.mean else "not needed"}.get(
-        request.normalise, request.normalise
-    )
-    asked = {
-        name: getattr(request, name)
-        for name in ("normalise", "mean", "std", "layout", "bgr", "output", "size", "resize")
-    }
-
-    def work(folder: Path) -> None:
-        form, said = None, "uint8 images, normalised inside the graph"
-        if not is_student(source):
-            form, said = _form(request, dataset, usable)
-        adopted = adopt(request.model, folder / "model.onnx", form, output=request.output)
-        _check_classes(adopted, dataset, request)
-        told = dataclasses.asdict(adopted) | {"input": said}
-        write_text(folder / "adopted.json", json.dumps(told, indent=1))
-
-    inputs = {"model": _digest(data), "asked": asked, "as": names, "classes": list(dataset.classes)}
-    if request.normalise == "auto":
-        inputs["images"] = content_key(_for_detection(usable))
-    stage = workspace.stage("adopt", inputs | versions("onnx", "onnxruntime", "vlkd-edge"), work)
-    told = json.loads((stage.folder / "adopted.json").read_text())
-    said = told.pop("input")
-    return stage, Adopted(**(told | {"changed": tuple(told["changed"])})), said
-
-
-def _form(request: Request, dataset: DomainDataset, usable: Sequence[Sample]) -> tuple[InputForm, str]:
-    if request.mean or request.std:
-        return request.form(request.mean, request.std), f"mean {request.mean}, std {request.std}, as given"
-    if request.normalise in NORMALISATIONS:
-        return request.form(*NORMALISATIONS[request.normalise]), f"'{request.normalise}', as given"
-    if request.normalise != "auto":
-        msg = (
-            f"{request.model} takes images as floating-point numbers, and a graph does not say how they are "
-            f"normalised. Give --normalise ({', '.join(NORMALISATIONS)}), or --mean and --std for pixel values from "
-            "0 to 255; or --normalise auto to try the known ones on labelled images of the source domains."
-        )
-        raise ConfigError(msg)
-    return _detect(request, dataset, usable)
-
-
-def _detect(request: Request, dataset: DomainDataset, usable: Sequence[Sample]) -> tuple[InputForm, str]:
-    """Try each known normalisation on source images; take the one under which the true classes are likeliest.
-
-    Raises:
-        ConfigError: under none of them is the model clearly better than chance.
-    """
-    samples = _for_detection(usable)
-    labels = np.asarray([sample.label for sample in samples])
-    scores: dict[str, tuple[float, float]] = {}
-    forms = {name: request.form(*values) for name, values in NORMALISATIONS.items()}
-    with tempfile.TemporaryDirectory(prefix="vlkd-adopt-") as folder:
-        for name, form in forms.items():
-            trial = Path(folder) / f"{name}.onnx"
-            adopted = adopt(request.model, trial, form, output=request.output)
-            _check_classes(adopted, dataset, request)
-            spec = _spec(request, adopted.height, adopted.width)
-            images = np.stack([prepare(sample.path, spec) for sample in samples])
-            with Classifier.from_model(trial, spec, dataset.classes, logit_scale=1.0) as classifier:
-                logits = classifier.infer(images).logits.astype(np.float64)
-            logits -= logits.max(axis=1, keepdims=True)
-            likely = logits[np.arange(len(labels)), labels] - np.log(np.exp(logits).sum(axis=1))
-            scores[name] = float(likely.mean()), float((logits.argmax(axis=1) == labels).mean())
-    # Of two that do equally well either will do: by construction they hardly differ on these images.
-    best = max(scores, key=lambda name: scores[name][0])
-    table = ", ".join(f"{name} {accuracy:.1%}" for name, (_, accuracy) in scores.items())
-    if scores[best][1] < 2 / len(dataset.classes):
-        msg = (
-            f"Cannot tell how {request.model} wants its input: with no known normalisation it is clearly better than "
-            f"chance on {len(samples)} source images ({table}). Give --normalise, or --mean and --std; and check that "
-            "the classes are in the order of the logits (--classes)."
-        )
-        raise ConfigError(msg)
-    return forms[best], f"'{best}', detected on {len(samples)} labelled source images ({table})"
-
-
-def _for_detection(usable: Sequence[Sample]) -> tuple[Sample, ...]:
-    count = min(DETECTION_IMAGES, len(usable))
-    return select_calibration(usable, max(count, MINIMUM_IMAGES), seed=0, forbidden_domains=())
-
-
-def _check_classes(adopted: Adopted, dataset: DomainDataset, request: Request) -> None:
-    if adopted.classes != len(dataset.classes):
-        msg = (
-            f"{request.model} has {adopted.classes} logits, and {request.data} has {len(dataset.classes)} classes "
-            f"({', '.join(dataset.classes[:6])}{', ...' if len(dataset.classes) > 6 else ''}): expected one for each, "
-            "in the same order. Name the folders of all classes in the order of the logits with --classes."
-        )
+def _split(
+    request: Request, dataset: DomainDataset, workspace: Workspace, live: Live
+) -> tuple[tuple[Sample, ...], tuple[Sample, ...], str]:
+    """Who judges, who may set scales and train, and a sentence about the judges."""
+    if request.held_out:
+        guarded = dataset.of(request.held_out)
+        words = f"The guard judges on {len(guarded)} images of {', '.join(request.held_out)}."
+        return guarded, dataset.of(dataset.sources(request.held_out)), words
+    tests, usable = (dataset.of(dataset.domains, split) for split in ("test", "train"))
+    if not tests:
+        msg = f"Expected test images in {request.data} to draw virtual domains of, one image in five is: found none."
         raise DataError(msg)
+    guarded = virtualising.samples(request.guard, request.seed, workspace, live, tests)
+    return guarded, usable, virtualising.contract(request.guard, len(tests))
 
 
 def _task(
@@ -371,9 +280,3 @@ def _finish(
     if refused and preflight is not None:
         table += f"\nTensorRT's preflight says no: {preflight['reason']}\n"
     return Outcome(0 if climb.chosen and not refused else 1, plain, table)
-
-
-def _digest(data: bytes) -> str:
-    import hashlib
-
-    return hashlib.sha256(data).hexdigest()

@@ -124,6 +124,8 @@ class CompressConfig:
         calibration_images: train images of the source domains that set the scales.
         calibration: ``even`` takes as many of each domain and class; ``coverage`` takes images that leave no
             part of the teacher's embedding space uncovered.
+        qat_epochs: passes over the train images in quantization-aware training, which is tried when nothing else
+            in INT8 passed; 0 leaves it out.
     """
 
     candidates: tuple[CandidateName, ...] = ()
@@ -132,6 +134,7 @@ class CompressConfig:
     minutes: float = 30.0
     calibration_images: int = 256
     calibration: Literal["even", "coverage"] = "even"
+    qat_epochs: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +331,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "compress.calibration_images": (32, 100_000),
     "compress.trials": (1, 1000),
     "compress.minutes": (0, 100_000),
+    "compress.qat_epochs": (0, 1000),
     "guard.worst_points": (0, 100),
     "guard.mean_points": (0, 100),
     "guard.flip_points": (0, 100),

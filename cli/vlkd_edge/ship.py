@@ -21,6 +21,7 @@ from vlkd_compress import record
 from vlkd_compress.calibration import select_by_coverage, select_calibration
 from vlkd_compress.guard import Candidate, Trial
 from vlkd_compress.ladder import Climb, Limits
+from vlkd_compress.qat.settings import QatSettings
 from vlkd_distill.data import content_key
 from vlkd_runtime import Classifier
 from vlkd_runtime.atomic import write_bytes, write_text
@@ -30,6 +31,7 @@ from vlkd_runtime.golden import Golden
 from vlkd_runtime.preprocess import PreprocessSpec, prepare
 from vlkd_runtime.vectors import ClassVectors
 
+from . import qat
 from .climbing import Climber, Task, dialect_of, recipes
 from .config import Config
 from .progress import Live
@@ -158,10 +160,19 @@ def compress(
     )
     climber = Climber(task, ship.workspace, ship.live)
     settings = config.compress
+    chosen = recipes(settings.candidates, target)
+    lessons = qat.Lessons(
+        tuple(calibration),
+        config.data.held_out,
+        QatSettings(settings.qat_epochs, seed=config.distill.seed),
+        embed,
+        ship.vectors,
+    )
     climb = climber.run(
-        recipes(settings.candidates, target),
+        chosen,
         config.guard.budget(),
         Limits(settings.trials, settings.minutes),
+        escalate=qat.escalate(climber, lessons, chosen),
         ranked=settings.rank,
         early=config.guard.early_stop,
     )

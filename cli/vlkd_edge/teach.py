@@ -7,7 +7,6 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ from vlkd_distill.specs import MethodName, Settings
 from vlkd_runtime.atomic import write_bytes, write_text
 
 from . import sharded
-from .learn import Learning, load_vectors, matched, teacher_key
+from .learn import Learning, load_vectors, teacher_key
 from .stages import StageResult, versions
 
 if TYPE_CHECKING:
@@ -42,7 +41,6 @@ def vectors_for(
     samples: Sequence[Sample],
     store: StageResult,
     vectors: StageResult,
-    every: StageResult | None = None,
 ) -> StageResult:
     """The class vectors that a method learns from: the names' own, or for promptkd those of learned prompts.
 
@@ -51,14 +49,12 @@ def vectors_for(
         method: who asks.
         samples: train images of the source domains; a few of each class teach the prompts.
         store: their pixels.
-        vectors: of the plain class names, which the samples' labels count.
-        every: of all names that get a vector by these prompts, where there are more than the prompts are learned on.
+        vectors: of the plain class names.
     """
     if method != "promptkd":
         return vectors
     settings, seed = learning.config.prompts, learning.config.distill.seed
     names = load_vectors(vectors).names
-    all_names = names if every is None else load_vectors(every).names
 
     def work(folder: Path) -> None:
         from vlkd_distill import checkpoints, pixels, prompt_learning
@@ -78,7 +74,7 @@ def vectors_for(
                 folder,
                 lambda stage, done, loss: advance(done, note=f"{stage}, loss {loss:.3f}"),
             )
-        prompted_class_vectors(prompted, all_names).save(folder / "class_vectors.safetensors")
+        prompted_class_vectors(prompted, names).save(folder / "class_vectors.safetensors")
         (folder / checkpoints.FILE).unlink(missing_ok=True)
 
     inputs = {
@@ -87,8 +83,6 @@ def vectors_for(
         "vectors": vectors.key,
         "pixels": store.key,
     }
-    if every is not None:
-        inputs["every"] = every.key
     return learning.workspace.stage(
         "prompts", inputs | versions("torch", "open_clip_torch", "vlkd-edge"), work
     )
@@ -166,7 +160,7 @@ def _folder_of(mapped: object) -> Path:
 def _seer(learning: Learning, method: MethodName, vectors: StageResult) -> Callable[[], Teacher]:
     """Who embeds images for a method: the teacher, or the teacher with learned visual prompts."""
     if method != "promptkd":
-        return partial(matched, learning, vectors)
+        return learning.teacher
 
     def prompted() -> Teacher:
         from vlkd_distill import prompt_learning

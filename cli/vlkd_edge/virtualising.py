@@ -1,4 +1,4 @@
-"""Virtual domains as a stage of a build: what the guard judges on when no domain is held out."""
+"""Virtual domains as a stage: what the guard judges on when no domain is held out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vlkd_bench.samples import Sample
 from vlkd_compress import virtual
 from vlkd_distill.data import content_key
 
-from .config import Config
+from .config import Config, GuardConfig
 from .progress import Live
 from .stages import Workspace, versions
 
@@ -24,16 +24,18 @@ def check(config: Config) -> None:
         virtual.require()
 
 
-def samples(config: Config, workspace: Workspace, live: Live, tests: Sequence[Sample]) -> tuple[Sample, ...]:
+def samples(
+    guard: GuardConfig, seed: int, workspace: Workspace, live: Live, tests: Sequence[Sample]
+) -> tuple[Sample, ...]:
     """Draw virtual domains of the source domains' test images, unless that is done.
 
     Args:
-        config: the families and severities, and the seed.
+        guard: the families and severities.
+        seed: of what is drawn.
         workspace: where the stage lies.
         live: progress.
-        tests: test images; no part of a build learns or calibrates on them.
+        tests: test images; nothing learns or calibrates on them.
     """
-    guard = config.guard
 
     def work(folder: Path) -> None:
         with live.task("drawing virtual domains", len(tests) * len(guard.virtual)) as advance:
@@ -42,7 +44,7 @@ def samples(config: Config, workspace: Workspace, live: Live, tests: Sequence[Sa
                 folder / "images",
                 families=guard.virtual,
                 severities=guard.severities,
-                seed=config.distill.seed,
+                seed=seed,
                 progress=lambda _: advance(1),
             )
 
@@ -50,16 +52,16 @@ def samples(config: Config, workspace: Workspace, live: Live, tests: Sequence[Sa
         "images": content_key(tests),
         "families": list(guard.virtual),
         "severities": list(guard.severities),
-        "seed": config.distill.seed,
+        "seed": seed,
         **versions("imagecorruptions-imaug", "opencv-python", "numpy", "pillow", "vlkd-edge"),
     }
     stage = workspace.stage("virtual-domains", inputs, work)
     return virtual.listed(tests, stage.folder / "images", guard.virtual)
 
 
-def contract(config: Config, tests: int) -> str:
+def contract(guard: GuardConfig, tests: int) -> str:
     """What the guard sees, as a sentence of the data contract."""
-    kinds = ", ".join(config.guard.virtual)
+    kinds = ", ".join(guard.virtual)
     return (
         f"No domain is held out: the guard judges on virtual domains ({kinds}) drawn from the {tests} test images of "
         "the source domains, which training and calibration never open."

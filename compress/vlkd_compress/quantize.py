@@ -9,19 +9,20 @@ Letters used in shapes: H and W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from vlkd_runtime.errors import DataError, RefusalError
 
 from .calibrated import Calibration
 from .dialect import check_dialect_model
 from .graph import CONVOLUTIONS, Graph, save
-from .placement import KeptFloat, place, place_residuals
+from .placement import KeptFloat, Quantized, Residual, place, place_residuals
 from .qdq import FP8, INT8, NumberFormat, insert
 from .ranges import METHODS, Method
 
@@ -80,10 +81,48 @@ def quantize_for_tensorrt(
         DataError: the file is no such graph, or ``keep_float`` names an unknown node.
         RefusalError: nothing is left to quantize, or the result breaks a rule of TensorRT's dialect.
     """
-    require_method(method)
     calibration = images if isinstance(images, Calibration) else Calibration(model, images)
-    folded = calibration.folded()
-    graph = Graph(folded)
+    plan = plan_for_tensorrt(calibration, method=method, keep_float=keep_float, form=form)
+    return write_for_tensorrt(calibration.folded(), calibration, plan, out, method=method, form=form)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which layers get eight-bit inputs, and with which ranges.
+
+    Attributes:
+        quantized: those that do, in graph order.
+        kept: the others, and why.
+        residuals: additions that read their shortcut quantized.
+        ranges: tensor name to the value that maps to the largest level.
+    """
+
+    quantized: tuple[Quantized, ...]
+    kept: tuple[KeptFloat, ...]
+    residuals: tuple[Residual, ...]
+    ranges: Mapping[str, float]
+
+    def with_ranges(self, ranges: Mapping[str, float]) -> Plan:
+        """The same layers with other ranges."""
+        return replace(self, ranges=ranges)
+
+
+def plan_for_tensorrt(
+    calibration: Calibration,
+    *,
+    method: Method,
+    keep_float: Collection[str] = (),
+    form: NumberFormat = INT8,
+) -> Plan:
+    """Place Q/DQ and read the ranges off the calibration images.
+
+    Raises:
+        CalibrationError: activations that are not finite.
+        DataError: no such method, or ``keep_float`` names an unknown node.
+        RefusalError: nothing is left to quantize.
+    """
+    require_method(method)
+    graph = Graph(calibration.folded())
     planned, kept = place(graph, calibration.head, keep_float)
     if form is FP8:
         thin = {plan.node: reason for plan in planned if (reason := _too_small_for_fp8(graph, plan.weight))}
@@ -98,26 +137,52 @@ def quantize_for_tensorrt(
     kept += tuple(KeptFloat(plan.node, silent) for plan in planned if plan not in plans)
     calibration.require_some(plans, ((item.node, item.reason) for item in kept))
     residuals = tuple(item for item in place_residuals(graph, plans) if ranges[item.tensor] > 0.0)
-    insert(graph, plans, residuals, ranges, form)
-    findings = check_dialect_model(folded)
+    return Plan(plans, kept, residuals, ranges)
+
+
+def write_for_tensorrt(
+    model: onnx.ModelProto,
+    calibration: Calibration,
+    plan: Plan,
+    out: Path,
+    *,
+    method: str,
+    form: NumberFormat = INT8,
+) -> QuantizationReport:
+    """Put Q/DQ into a folded graph, check it against the dialect's rules and write it.
+
+    Args:
+        model: the folded graph, with its own weights or with trained ones; it is changed.
+        calibration: where it comes from.
+        plan: what is quantized.
+        out: where the result is written.
+        method: what the report says of the ranges.
+        form: the number format.
+
+    Raises:
+        RefusalError: the result breaks a rule.
+    """
+    insert(Graph(model), plan.quantized, plan.residuals, plan.ranges, form)
+    findings = check_dialect_model(model)
     if findings:
         listed = "; ".join(f"{finding.rule} at {finding.node}: {finding.message}" for finding in findings[:5])
         msg = (
-            f"The {form.name} version of {model} breaks {len(findings)} rules of TensorRT's dialect: {listed}"
+            f"The {form.name} version of {calibration.model} breaks {len(findings)} rules of TensorRT's dialect: "
+            f"{listed}"
         )
         raise RefusalError(msg)
-    operators = {node.name: node.op_type for node in folded.graph.node}
-    convolutions = sum(operators[plan.node] in CONVOLUTIONS for plan in plans)
+    operators = {node.name: node.op_type for node in model.graph.node}
+    convolutions = sum(operators[item.node] in CONVOLUTIONS for item in plan.quantized)
     return QuantizationReport(
         method=method,
         images=len(calibration.images),
         convolutions=convolutions,
-        linears=len(plans) - convolutions,
-        quantized=tuple(plan.node for plan in plans),
-        kept_float=kept,
-        float_bytes=model.stat().st_size,
-        int8_bytes=save(folded, out),
-        residuals=len(residuals),
+        linears=len(plan.quantized) - convolutions,
+        quantized=tuple(item.node for item in plan.quantized),
+        kept_float=plan.kept,
+        float_bytes=calibration.model.stat().st_size,
+        int8_bytes=save(model, out),
+        residuals=len(plan.residuals),
     )
 
 

@@ -10,6 +10,10 @@ from typing import Any
 from .ladder import Attempt, Climb
 from .ranking import Ranking
 
+NOT_COUNTED = (
+    "TensorRT fuses when an engine is finished on its GPU: without one, its inspector opens no engine, and there is "
+    "nothing to count"
+)
 PASS, FAIL, UNDECIDED, REFUSED = "#1a7f37", "#b42318", "#b26a00", "#6b7280"
 
 
@@ -50,6 +54,7 @@ def candidate_json(item: Attempt) -> dict[str, Any]:
             name: {"n": drop.n, "drop": drop.drop, "upper": drop.upper}
             for name, drop in verdict.domains.items()
         },
+        "virtual": verdict.comparison.virtual if verdict else None,
         "flip_rate": verdict.flip_rate if verdict else None,
         "images": len(item.trial.rows) if item.trial else 0,
         "confidence": verdict.budget.upper_confidence if verdict else None,
@@ -58,6 +63,7 @@ def candidate_json(item: Attempt) -> dict[str, Any]:
         "speed": asdict(speed) if speed else None,
         "size_bytes": made.size_bytes,
         "fused": asdict(fused) if fused else None,
+        "fused_reason": "" if fused or made.candidate is None else NOT_COUNTED,
         "model": str(made.candidate.path) if made.candidate else None,
     }
 

@@ -92,17 +92,16 @@ def source_domains(
         if name not in domains:
             near = difflib.get_close_matches(name, domains, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
-            only = " With one domain, hold none out: data.held_out = []." if len(domains) == 1 else ""
+            only = (
+                " With one domain, hold none out: data.held_out = [], or no --held-out."
+                if len(domains) == 1
+                else ""
+            )
             msg = f"data.held_out names the domain '{name}', but the domains in {where} are {listed}.{hint}{only}"
             raise ConfigError(msg)
     left = tuple(domain for domain in domains if domain not in held_out)
     if needed and not left:
         msg = f"Every domain of {where} is held out: leave at least one to train on."
-        if len(domains) == 1:
-            msg += (
-                f" It has one domain only ('{domains[0]}'): add images of another, or build with data.held_out = [], "
-                "where the guard judges on virtual domains."
-            )
         raise ConfigError(msg)
     return left
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from vlkd_bench.samples import Sample
 from vlkd_runtime.vectors import ClassVectors
 
-from . import datacontract, methods, processes, starting, teacher_loading, training
+from . import methods, processes, starting, teacher_loading, training
 from .feeding import TrainingData
 from .pixels import PixelStore
 from .processes import Ring
@@ -39,7 +38,6 @@ class TrainingRun:
         teacher: its name.
         cache: where what a teacher needs is kept.
         folder: where the checkpoint lies.
-        closed: files and folders that no process may open while it trains; as it is when this is made.
     """
 
     settings: Settings
@@ -54,7 +52,6 @@ class TrainingRun:
     teacher: str
     cache: Path
     folder: Path
-    closed: tuple[Path, ...] = field(default_factory=datacontract.forbidden)
 
     def train(
         self, data: TrainingData, teacher: Callable[[], Teacher], on_step: training.OnStep = lambda *_: None
@@ -79,8 +76,7 @@ class TrainingRun:
 
     def __call__(self, ring: Ring) -> None:
         """Do the part of a process that was started for it."""
-        with datacontract.forbid(self.closed) if self.closed else contextlib.nullcontext():
-            self._go(ring, self.open(), self._load, lambda *_: None)
+        self._go(ring, self.open(), self._load, lambda *_: None)
 
     def open(self) -> TrainingData:
         """Open what lies on disk."""

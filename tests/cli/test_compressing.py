@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +21,9 @@ from rich.console import Console
 import vlkd_edge.climbing
 from vlkd_bench.paired import GuardBudget
 from vlkd_compress.speed import Speed
+from vlkd_distill.data import scan, split_of
 from vlkd_edge.compressing import Outcome, Request, compress
+from vlkd_edge.config import GuardConfig
 from vlkd_runtime import Classifier, PreprocessSpec
 from vlkd_runtime.errors import CalibrationError, ConfigError, DataError, VlkdError
 
@@ -106,6 +110,7 @@ def ask(model: Path, data: Path, out: Path, **options: Any) -> Outcome:
         "std": STD,
         "calibration_images": 32,
         "budget": GuardBudget(3.0, 3.0),
+        "qat_epochs": 0,
     }
     return compress(Request(model, data, **(plain | options)), out, Console(stderr=True))
 
@@ -186,14 +191,80 @@ def test_no_held_out_image_reaches_calibration(model: Path, data: Path, tmp_path
     sys.addaudithook(_watch)
     WATCHED.update(active=True, root=str(data / "night"))
     try:
-        ask(model, data, tmp_path, budget=GuardBudget(0.0, 0.0), coverage=True)
+        nothing = GuardBudget(0.0, 0.0)
+        ask(model, data, tmp_path / "cpu", budget=nothing, coverage=True)
+        ask(model, data, tmp_path / "jetson", budget=nothing, target="jetson", qat_epochs=1, ranked=False)
     finally:
         WATCHED["active"] = False
     openers = WATCHED["openers"]
     assert any("evaluate" in names for names in openers)  # the watch sees what it should
     assert any("Climber.rank.<locals>.work" in names or "rank" in names for names in openers)
     forbidden = {"CalibrationImages.load", "_calibration", "Climber.calibration", "_detect"}
+    forbidden |= {"_start.<locals>.work", "quantize_with_training"}
+    assert list((tmp_path / "jetson/stages").glob("int8-qat-*"))
     assert not [names for names in openers if names & forbidden]
+
+
+def test_training_is_tried_only_after_everything_else_in_int8(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    found = ask(model, data, tmp_path, budget=GuardBudget(0.0, 0.0), target="jetson", qat_epochs=1)
+    names = [item["name"] for item in found.plain["candidates"]]
+    others = [name for name in names if name.startswith("int8") and name != "int8-qat"]
+    assert names == [*others, "int8-qat", "fp16"]
+    trained = found.plain["candidates"][-2]
+    assert trained["worst"] is not None and "trained for 1 epochs with the float model's answers" in str(
+        trained["steps"]
+    )
+    assert trained["fused"] is None and "no engine" in trained["fused_reason"]
+    first = ask(model, data, tmp_path / "passes", target="jetson", qat_epochs=1)
+    assert first.plain["chosen"] == "int8-percentile" and len(first.plain["candidates"]) == 1
+    assert not list((tmp_path / "passes/stages").glob("int8-qat-*"))
+
+
+@pytest.mark.parametrize(
+    ("missing", "images", "match"),
+    [
+        pytest.param(True, 20, r"needs torch.*pip install 'vlkd-edge\[qat\]'", id="no torch"),
+        pytest.param(False, 10, "at least 64 source images to train .* found 60", id="too few images"),
+    ],
+)
+def test_training_that_cannot_be_is_refused_with_the_reason(
+    missing: bool, images: int, match: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_data(tmp_path / "data", {"day": images, "lamp": images, "night": 40})
+    if missing:
+        find = importlib.util.find_spec
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name, *rest: None if name == "torch" else find(name, *rest)
+        )
+    found = ask(
+        model,
+        root,
+        tmp_path / "out",
+        budget=GuardBudget(0.0, 0.0),
+        target="jetson",
+        qat_epochs=1,
+        ranked=False,
+    )
+    refused = {item["name"]: item for item in found.plain["candidates"]}["int8-qat"]
+    assert refused["verdict"] == "refused" and re.search(match, refused["reason"])
+
+
+@pytest.mark.parametrize("flat", [True, False], ids=["class folders", "one domain"])
+def test_without_domains_the_guard_judges_on_virtual_ones(flat: bool, model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("imagecorruptions")
+    root = write_data(tmp_path / "data", {"day": 40})
+    asked = GuardConfig(virtual=("grey", "noise"), severities=(1,))
+    found = ask(
+        model, root / "day" if flat else root, tmp_path / "out", held_out=(), guard=asked, ranked=False
+    )
+    (first, *_) = found.plain["candidates"]
+    assert first["domains"].keys() == {"virtual-grey", "virtual-noise"}
+    assert first["virtual"] is True and "virtual" in first["reason"]
+    assert any("virtual domains (grey, noise)" in line for line in found.plain["contract"])
+    usable = sum(split_of(sample.image) == "train" for sample in scan(root / "day" if flat else root).samples)
+    assert first["domains"]["virtual-grey"]["n"] == 120 - usable
 
 
 def test_a_copy_of_a_held_out_image_is_refused(model: Path, tmp_path: Path) -> None:

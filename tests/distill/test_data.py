@@ -75,7 +75,9 @@ def test_a_folder_of_classes_is_one_domain(tmp_path: Path) -> None:
     assert flat.classes == nested.classes
     assert [s.path for s in flat.samples] == [s.path for s in nested.samples]
     assert all(s.image.startswith(f"{data.ONE_DOMAIN}/") for s in flat.samples)
-    with pytest.raises(ConfigError, match=r"'sketch'.*With one domain, hold none out: data.held_out = \[\]"):
+    with pytest.raises(
+        ConfigError, match=r"'sketch'.*With one domain, hold none out: data.held_out = \[\], or no --held-out"
+    ):
         flat.sources(["sketch"])
     with pytest.raises(DataError, match="its one domain is 'images'"):
         data.scan(tmp_path / "photo", domains=["photo"])

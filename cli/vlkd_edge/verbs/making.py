@@ -140,10 +140,16 @@ def synth(
 
 def compress(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An image classifier in float.")],
-    data: Annotated[Path, typer.Option(help="Folder laid out as <domain>/<class>/<image>.")],
-    held_out: Annotated[
-        str, typer.Option(help="Domains on which the guard judges, with commas between them.")
+    data: Annotated[
+        Path, typer.Option(help="Folder laid out as <domain>/<class>/<image>, or as <class>/<image>.")
     ],
+    held_out: Annotated[
+        str,
+        typer.Option(
+            help="Domains on which the guard judges, with commas between them; virtual ones, drawn from one image in "
+            "five, if empty."
+        ),
+    ] = "",
     target: Annotated[
         str, typer.Option(help="Device; see 'vlkd-edge targets'. Decides how quantized graphs are written.")
     ] = "jetson",
@@ -179,8 +185,16 @@ def compress(
     coverage: Annotated[
         bool, typer.Option("--coverage", help="Choose them to cover the feature space, not evenly.")
     ] = False,
+    qat_epochs: Annotated[
+        int,
+        typer.Option(
+            min=0, max=1000, help="Passes of quantization-aware training, tried last in INT8; 0 for none."
+        ),
+    ] = 2,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the engine in races.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Of the choice of calibration images.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of calibration images, virtual domains and training.")
+    ] = 0,
     out: OutFolder = Path("vlkd-out/compress"),
     as_json: Json = False,
 ) -> None:
@@ -219,6 +233,7 @@ def compress(
         ranked=rank,
         threads=threads,
         seed=seed,
+        qat_epochs=qat_epochs,
     )
     try:
         outcome = run(request, out, stderr())
