@@ -24,7 +24,7 @@ from . import evidence, learn, reporting, sharded, ship, synthesising, teach, vi
 from .bundling import Places, write
 from .climbing import recipes
 from .config import Config
-from .facts import Facts, Images, contract
+from .facts import Facts, Images, closed, contract
 from .progress import Live
 from .reporting import Outcome
 from .sharded import lies_in_shards
@@ -105,19 +105,22 @@ def _build(config: Config, target: Target, workspace: Workspace, live: Live, con
     vectors_stage = learn.class_vectors(learning, dataset.classes, teacher)
     made = None
     if config.distill.method == synthesising.METHOD:
-        made = synthesising.samples(synthesising.stage(learning, vectors_stage), dataset.classes)
+        with closed(config, dataset):
+            made = synthesising.samples(synthesising.stage(learning, vectors_stage), dataset.classes)
     images = Images.split(dataset, config.data.held_out, made)
     sources = dataset.sources(config.data.held_out) if made is None else synthesising.domains(made)
     live.banner("Data contract", _contract(config, sources, images))
-    store = learn.pixels(learning, images.train)
-    usable = learn.usable(store, images.train)
-    seen = _contract(config, sources, images, usable)
+    learn.check_known(learning, (*images.train, *images.test))
     graphs, answered = {}, vectors_stage
     methods: tuple[MethodName, ...] = (BASELINE, config.distill.method)
-    for method in methods:
-        answered = teach.vectors_for(learning, method, images.train, store, vectors_stage)
-        trained = teach.train(learning, method, images.train, store, answered)
-        graphs[method] = teach.export(learning, method, trained, store, images.train, answered)
+    with closed(config, dataset):
+        store = learn.pixels(learning, images.train)
+        usable = learn.usable(store, images.train)
+        for method in methods:
+            answered = teach.vectors_for(learning, method, images.train, store, vectors_stage)
+            trained = teach.train(learning, method, images.train, store, answered)
+            graphs[method] = teach.export(learning, method, trained, store, images.train, answered)
+    seen = _contract(config, sources, images, usable)
     vectors = ClassVectors.load(answered.folder / "class_vectors.safetensors")  # the student's, which ship
     asked = learn.teacher_predictions(learning, images.test, vectors_stage, teacher)
 
@@ -162,7 +165,8 @@ def _build(config: Config, target: Target, workspace: Workspace, live: Live, con
     if compressed.chosen is None or refused:
         Places.of(workspace.root, config.name, target.name).clear()
         return reporting.finish(facts, workspace, None, None, console)
-    bundle = write(shared, target, compressed.shown, compressed.floating, usable, facts, workspace.root)
+    with closed(config, dataset):
+        bundle = write(shared, target, compressed.shown, compressed.floating, usable, facts, workspace.root)
     measured, latency = ship.measure_shipped(
         shared, bundle.folder, bundle.digest, images.test, _stable(facts.machine)
     )

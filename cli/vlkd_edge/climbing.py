@@ -26,6 +26,7 @@ from vlkd_compress.ranking import Group, Ranking, RankingImages, is_for_ranking,
 from vlkd_compress.recipes import Dialect, Recipe, make
 from vlkd_compress.speed import Speed, race
 from vlkd_distill.data import content_key
+from vlkd_distill.datacontract import forbid
 from vlkd_runtime import Classifier
 from vlkd_runtime.atomic import write_text
 from vlkd_runtime.errors import CalibrationError, ConfigError, RefusalError
@@ -329,7 +330,8 @@ class Climber:
         """A float graph with the calibration images; read when its first candidate is really made."""
         model = self.task.model if start is None else start.stage.folder / "model.onnx"
         if model not in self._calibrations:
-            images = CalibrationImages.load(self.task.calibration, self.task.spec)
+            with forbid(sample.path for sample in self.task.guarded):
+                images = CalibrationImages.load(self.task.calibration, self.task.spec)
             self._calibrations[model] = Calibration(model, images)
         return self._calibrations[model]
 

@@ -25,7 +25,7 @@ from vlkd_runtime.vectors import ClassVectors
 from . import learn, ship, synthesising, teach
 from .build import check_beforehand
 from .config import Config
-from .facts import Images, stand_ins
+from .facts import Images, closed, stand_ins
 from .leaveout import cell
 from .parsing import nearest
 from .progress import Live
@@ -163,9 +163,11 @@ def _rows(
             if name in (BASELINE, REAL):
                 seen, described = images.train, MadeImages(len(images.train))
             else:
-                stage = synthesising.stage(row, vectors_stage)
+                with closed(config, dataset):
+                    stage = synthesising.stage(row, vectors_stage)
                 seen, described = synthesising.samples(stage, dataset.classes), _described(stage)
-            graph = _trained(row, method, seen, vectors_stage)
+            with closed(config, dataset):
+                graph = _trained(row, method, seen, vectors_stage)
             answers = shared.read(shared.predictions(name, graph, images.test))
             cells.append(cell(config, name, seed, answers))
             found.append(described)

@@ -30,7 +30,7 @@ from vlkd_runtime.vectors import ClassVectors
 from . import learn, ship, teach
 from .build import check_beforehand
 from .config import Config
-from .facts import Images, contract, stand_ins
+from .facts import Images, closed, contract, stand_ins
 from .leaveout import ALL, Plan, holding_out
 from .progress import Live
 from .stages import StageResult, Workspace, locked, versions
@@ -153,7 +153,9 @@ def _seed(
         learning.live.banner(f"Data contract, {name}", _contract(run, dataset, shown, parts).banner())
     key = learn.teacher_key(config)
     every = learn.class_vectors(learning, dataset.classes, key)
-    store = learn.pixels(learning, shown.train)
+    learn.check_known(learning, (*shown.train, *images.test))
+    with closed(config, dataset, parts.unseen):
+        store = learn.pixels(learning, shown.train)
     usable = learn.usable(store, shown.train)
     tested = [
         _Tested(splits.restrict(images.test, parts.classes, names), _slice(learning, every, names))
@@ -175,8 +177,9 @@ def _seed(
     for name, run in runs.items():
         learning.live.say(f"{name}, seed {seed}")
         method = run.config.distill.method
-        trained = teach.train(run, method, shown.train, store, tested[1].vectors)
-        graph = teach.export(run, method, trained, store, shown.train, tested[1].vectors)
+        with closed(config, dataset, parts.unseen):
+            trained = teach.train(run, method, shown.train, store, tested[1].vectors)
+            graph = teach.export(run, method, trained, store, shown.train, tested[1].vectors)
         cells.append(cell(name, *[_answers(run, name, graph, part) for part in tested]))
         seen = _contract(run, dataset, shown, parts, usable)
         contracts.append(seen.as_json() | {"method": name, "seed": seed})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,12 @@ from vlkd_bench.machine import Machine
 from vlkd_bench.predictions import PredictionRow
 from vlkd_bench.samples import Sample
 from vlkd_distill.data import DomainDataset
-from vlkd_distill.datacontract import Counts, DataContract, TeacherViews
+from vlkd_distill.datacontract import Counts, DataContract, TeacherViews, forbid
 from vlkd_distill.specs import MethodName
 from vlkd_runtime.errors import DataError
 from vlkd_runtime.vectors import ClassVectors
 
+from . import sharded
 from .config import Config
 from .ship import Compressed
 from .synthesising import DEMO_SYNTHESISER, METHOD
@@ -72,6 +74,23 @@ class Images:
             )
             raise DataError(msg)
         return parts
+
+
+def closed(
+    config: Config, dataset: DomainDataset, unseen: Sequence[str] = ()
+) -> contextlib.AbstractContextManager[object]:
+    """While this is entered, no image of a held-out domain or an unseen class can be opened.
+
+    Raises:
+        DataError: one was opened all the same: a mistake of ours, and better found than measured.
+    """
+    held_out = config.data.held_out
+    places = [dataset.root / name for name in held_out]
+    places += [dataset.root / domain / name for domain in dataset.domains for name in unseen]
+    places = [path for path in places if path.exists()]
+    if sharded.lies_in_shards(config):
+        places += sharded.files_of(config, held_out)
+    return forbid(places) if places else contextlib.nullcontext()
 
 
 def contract(

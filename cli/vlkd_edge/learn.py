@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from vlkd_bench.predictions import write_predictions
 from vlkd_bench.samples import Sample
 from vlkd_distill import data as domain_data
+from vlkd_distill import teacher_names
 from vlkd_distill.specs import CLIP_PREFIX, MethodName, Settings, StudentSpec
-from vlkd_runtime.errors import ConfigError
+from vlkd_runtime.errors import ConfigError, DataError
 from vlkd_runtime.preprocess import PreprocessSpec
 from vlkd_runtime.vectors import ClassVectors
 
@@ -213,8 +214,6 @@ def _renderer(package: str) -> str:
 
 def teacher_key(config: Config) -> str:
     """Identity of the teacher without loading it: the content of its files, or the name a hub knows."""
-    from vlkd_distill import teacher_names
-
     return teacher_names.teacher_key(config.teacher.model)
 
 
@@ -290,6 +289,46 @@ def usable(store: StageResult, samples: Sequence[Sample]) -> tuple[Sample, ...]:
     return tuple(sample for sample in samples if sample.image not in bad)
 
 
+def check_known(learning: Learning, samples: Sequence[Sample]) -> None:
+    """Refuse a store of embeddings that lacks images of this run, before anything is trained.
+
+    Raises:
+        DataError: counts them and names the first, or an embedding is not finite.
+    """
+    config = learning.config
+    if teacher_names.form_of(config.teacher.model) != "store" or sharded.lies_in_shards(config):
+        return
+
+    def work(_: Path) -> None:
+        from vlkd_distill.embeddings import EmbedsFiles
+
+        teacher = learning.teacher()
+        assert isinstance(teacher, EmbedsFiles)
+        teacher.check_samples(samples)
+
+    inputs = {"teacher": teacher_key(config), "images": domain_data.content_key(samples)}
+    learning.workspace.stage("store", inputs, work)
+
+
+def matched(learning: Learning, vectors: StageResult) -> Teacher:
+    """The teacher, held to the class vectors that its embeddings are to be compared with.
+
+    Raises:
+        DataError: they have another size.
+    """
+    teacher, stored = learning.teacher(), load_vectors(vectors)
+    size = int(stored.vectors.shape[1])
+    if teacher.dim != size:
+        msg = (
+            f"Expected embeddings of size {size}, as the class vectors in {vectors.folder} have, found size "
+            f"{teacher.dim} from the teacher '{teacher.name}'. They are of two models: remove that folder to embed "
+            "the class names anew, or set teacher.model to the one that they are of. A teacher in code must change "
+            "its fingerprint when its model changes."
+        )
+        raise DataError(msg)
+    return teacher
+
+
 def teacher_predictions(
     learning: Learning, samples: Sequence[Sample], vectors: StageResult, teacher: str
 ) -> StageResult:
@@ -301,8 +340,10 @@ def teacher_predictions(
 
         stored = load_vectors(vectors)
         with learning.live.task("asking the teacher", len(samples)) as advance:
-            rows = embed(learning.teacher(), samples, learning.workspace.cache / "embeddings", advance)
+            cache, mapped = learning.workspace.cache / "embeddings", folder / "embeddings.npy"
+            rows = embed(matched(learning, vectors), samples, cache, advance, into=mapped)
         write_predictions(folder / "predictions.jsonl", predict(rows, stored, samples), stored.names)
+        mapped.unlink()
 
     inputs = {"teacher": teacher, "vectors": vectors.key, "images": domain_data.content_key(samples)}
     return learning.workspace.stage("teacher", inputs | versions("torch", "open_clip_torch"), work)

@@ -30,7 +30,7 @@ from vlkd_runtime.vectors import ClassVectors
 from . import learn, sharded, ship, synthesising, teach
 from .build import check_beforehand
 from .config import Config
-from .facts import Images, contract, stand_ins
+from .facts import Images, closed, contract, stand_ins
 from .parsing import nearest
 from .progress import Live
 from .stages import Workspace, locked, versions
@@ -164,7 +164,8 @@ def _held_out(
     vectors = ClassVectors.load(vectors_stage.folder / "class_vectors.safetensors")
     seen = dict.fromkeys(methods, (images, dataset.sources(config.data.held_out)))
     if synthesising.METHOD in methods:
-        made = synthesising.samples(synthesising.stage(learning, vectors_stage), dataset.classes)
+        with closed(config, dataset):
+            made = synthesising.samples(synthesising.stage(learning, vectors_stage), dataset.classes)
         own = Images.split(dataset, config.data.held_out, made)
         seen[synthesising.METHOD] = (own, synthesising.domains(made))
     basis = {
@@ -186,7 +187,9 @@ def _held_out(
     seen = {method: seen[method] for method in missing}
     for method, (own, sources) in seen.items():
         learning.live.banner("Data contract", contract(config, method, sources, own).banner())
-    stores = {method: learn.pixels(learning, own.train) for method, (own, _) in seen.items()}
+        learn.check_known(learning, (*own.train, *own.test))
+    with closed(config, dataset):
+        stores = {method: learn.pixels(learning, own.train) for method, (own, _) in seen.items()}
     contracts = [
         contract(config, method, sources, own, learn.usable(stores[method], own.train))
         for method, (own, sources) in seen.items()
@@ -204,9 +207,10 @@ def _held_out(
             continue
         student = _seeded(learning, seed)
         train, store = seen[method][0].train, stores[method]
-        answered = teach.vectors_for(student, method, train, store, vectors_stage)
-        trained = teach.train(student, method, train, store, answered)
-        graph = teach.export(student, method, trained, store, train, answered)
+        with closed(config, dataset):
+            answered = teach.vectors_for(student, method, train, store, vectors_stage)
+            trained = teach.train(student, method, train, store, answered)
+            graph = teach.export(student, method, trained, store, train, answered)
         vectors = learn.load_vectors(answered)
         own_shared = dataclasses.replace(shared, vectors=vectors)
         rows = shared.read(own_shared.predictions(method, graph, images.test))

@@ -70,6 +70,12 @@ def dataset(learning: Learning) -> DomainDataset:
     return DomainDataset(files.folder / "images", imported.classes, imported.domains, samples)
 
 
+def files_of(config: Config, wanted: Sequence[str]) -> list[Path]:
+    """The shards of some domains, as far as they are files here."""
+    shards = [Path(shard) for shard in find_shards(config.data.root)]
+    return [path for path in shards if path.is_file() and domains_of([path])[0] in wanted]
+
+
 def pixels(learning: Learning, samples: Sequence[Sample]) -> StageResult:
     """The store of some train images."""
     from vlkd_distill import webdata

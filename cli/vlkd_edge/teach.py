@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from vlkd_distill.specs import MethodName, Settings
 from vlkd_runtime.atomic import write_bytes, write_text
 
 from . import sharded
-from .learn import Learning, load_vectors, teacher_key
+from .learn import Learning, load_vectors, matched, teacher_key
 from .stages import StageResult, versions
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def _folder_of(mapped: object) -> Path:
 def _seer(learning: Learning, method: MethodName, vectors: StageResult) -> Callable[[], Teacher]:
     """Who embeds images for a method: the teacher, or the teacher with learned visual prompts."""
     if method != "promptkd":
-        return learning.teacher
+        return partial(matched, learning, vectors)
 
     def prompted() -> Teacher:
         from vlkd_distill import prompt_learning

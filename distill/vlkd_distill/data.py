@@ -102,6 +102,11 @@ def source_domains(
     left = tuple(domain for domain in domains if domain not in held_out)
     if needed and not left:
         msg = f"Every domain of {where} is held out: leave at least one to train on."
+        if len(domains) == 1:
+            msg += (
+                f" It has one domain only ('{domains[0]}'): add images of another, or build with data.held_out = [], "
+                "where the guard judges on virtual domains."
+            )
         raise ConfigError(msg)
     return left
 

@@ -326,6 +326,14 @@ def forbid(paths: Iterable[Path | str]) -> Iterator[OpenedFiles]:
         raise DataError(_broken(str(watch.paths[0])))
 
 
+def forbidden() -> tuple[Path, ...]:
+    """What may not be opened at this moment, to tell a process that is started now."""
+    with _LOCK:
+        return tuple(
+            Path(path) for path in sorted({p for watch in _ACTIVE if watch.refuse for p in watch.below})
+        )
+
+
 def _resolved(paths: Iterable[Path | str]) -> frozenset[str]:
     given = [Path(path) for path in paths]
     missing = [path for path in given if not path.exists()]

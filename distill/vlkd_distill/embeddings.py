@@ -5,6 +5,7 @@ Letters used in shapes: N images, D embedding size.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import itertools
@@ -23,7 +24,11 @@ from vlkd_runtime.errors import DataError, ImageError
 from vlkd_runtime.preprocess import decode
 from vlkd_runtime.tensorfile import read_tensors, write_tensors
 
+from .answers import few
+from .mapped import Ebb
 from .teachers import Teacher
+
+_Ask = Callable[[Sequence[Sample], Sequence[bytes] | None], npt.NDArray[np.float32]]
 
 _SHARD = 256
 _STREAMED = 64  # images whose files are held in memory while they are asked about
@@ -35,6 +40,10 @@ class EmbedsFiles(Protocol):
 
     def embed_samples(self, samples: Sequence[Sample]) -> npt.NDArray[np.float32]:
         """Embed images by the content of their files: unit rows ``(N, D)``."""
+        ...
+
+    def check_samples(self, samples: Sequence[Sample]) -> None:
+        """Refuse images that it cannot embed, all named or counted at once."""
         ...
 
 
@@ -70,23 +79,18 @@ def embed(
         ImageError: an image cannot be decoded.
     """
     if isinstance(teacher, EmbedsFiles) and contents is None:
-        known = teacher.embed_samples(samples)
-        progress(len(samples))
-        if into is not None:
-            np.save(into, known)
-        return known
-    folder.mkdir(parents=True, exist_ok=True)
+        ask: _Ask = functools.partial(_from_files, teacher)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        ask = functools.partial(_from_cache, teacher, folder)
     shape, start = (len(samples), teacher.dim), 0
     result = np.zeros(shape, np.float32) if into is None else open_memmap(into, "w+", np.float32, shape)
-    stream = None if contents is None else iter(contents)
+    stream, ebb = None if contents is None else iter(contents), Ebb(result)
     for chunk in _shards(samples, _SHARD if stream is None else _STREAMED):
         held = None if stream is None else tuple(itertools.islice(stream, len(chunk)))
-        path = folder / f"{_key(teacher.fingerprint, chunk, held)}.safetensors"
-        rows = _stored(path, (len(chunk), teacher.dim))
-        if rows is None:
-            rows = _ask(teacher, chunk, held)
-            write_bytes(path, write_tensors({"embedding": rows}, {"teacher": teacher.fingerprint}))
+        rows = ask(chunk, held)
         result[start : start + len(chunk)] = rows
+        ebb.touch(rows.nbytes)
         start += len(chunk)
         progress(len(chunk))
     if into is None:
@@ -100,6 +104,23 @@ def _shards(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
     for _, group in itertools.groupby(samples, key=lambda sample: sample.domain):
         while members := tuple(itertools.islice(group, size)):
             yield members
+
+
+def _from_files(
+    teacher: EmbedsFiles, samples: Sequence[Sample], _: Sequence[bytes] | None
+) -> npt.NDArray[np.float32]:
+    return teacher.embed_samples(samples)
+
+
+def _from_cache(
+    teacher: Teacher, folder: Path, samples: Sequence[Sample], held: Sequence[bytes] | None
+) -> npt.NDArray[np.float32]:
+    path = folder / f"{_key(teacher.fingerprint, samples, held)}.safetensors"
+    rows = _stored(path, (len(samples), teacher.dim))
+    if rows is None:
+        rows = _ask(teacher, samples, held)
+        write_bytes(path, write_tensors({"embedding": rows}, {"teacher": teacher.fingerprint}))
+    return rows
 
 
 def _stored(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float32] | None:
@@ -129,8 +150,15 @@ def _ask(
     bad = np.flatnonzero(~np.isfinite(result).all(axis=1))
     if len(bad):
         msg = (
-            f"The teacher '{teacher.name}' gave an embedding that is not finite for "
-            f"{samples[int(bad[0])].path} and {len(bad) - 1} more images: nothing can be learned from it."
+            f"The teacher '{teacher.name}' gave embeddings that are zero or not finite for {len(bad)} of "
+            f"{len(samples)} images: {few([samples[int(row)].path for row in bad])}. Nothing can be learned from "
+            "them: correct the teacher, or take these images out of data.root. What was embedded before is kept."
+        )
+        raise DataError(msg)
+    if result.shape[1] != teacher.dim:
+        msg = (
+            f"The teacher '{teacher.name}' gave embeddings of size {result.shape[1]} for images such as "
+            f"{samples[0].path}, expected {teacher.dim} as for its texts: use the two towers of one model."
         )
         raise DataError(msg)
     return result

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .augment import random_views
 from .augmentation import Augmentation
+from .mapped import Ebb
 from .pixels import PixelStore
 from .processes import ALONE, Ring
 from .specs import Settings
@@ -71,6 +72,8 @@ class Feed:
         self._method, self._settings, self._data = method, settings, data
         self._how, self._ring = how or Augmentation(), ring
         self._labels = torch.from_numpy(data.store.labels)
+        drawn = () if data.styled is None else (data.styled.pixels, data.styled.embeddings)
+        self._ebb = Ebb(data.store.pixels, data.embeddings, *drawn)
 
     def views(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Batch]:
         """Random views of the rows ``(B,)`` and what the loss may look at.
@@ -85,6 +88,7 @@ class Feed:
         drawn = np.flatnonzero(own_styles >= 0)
         if len(drawn) and data.styled is not None:
             pixels[drawn] = data.styled.pixels[own_styles[drawn], own[drawn]]
+        self._ebb.touch(2 * pixels.nbytes)
         views = random_views(torch.from_numpy(pixels), self._how, generator, (part, len(rows)))
         return views, Batch(self._labels[rows], self._target(views, at, styles))
 
@@ -93,6 +97,7 @@ class Feed:
         target = None
         if self._method.needs_teacher and self._data.embeddings is not None:
             target = torch.from_numpy(self._data.embeddings[rows.numpy()])
+            self._ebb.touch(target.nbytes)
         return Batch(self._labels[rows], target)
 
     def _styles(self, count: int, generator: torch.Generator) -> npt.NDArray[np.int64]:
@@ -119,6 +124,7 @@ class Feed:
         drawn = np.flatnonzero(styles >= 0)
         if len(drawn) and data.styled is not None:
             target[drawn] = data.styled.embeddings[styles[drawn], rows[drawn]]
+        self._ebb.touch(2 * target.nbytes)
         return torch.from_numpy(target)
 
 

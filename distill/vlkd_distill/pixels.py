@@ -21,7 +21,10 @@ from vlkd_runtime.atomic import write_text
 from vlkd_runtime.errors import DataError, ImageError
 from vlkd_runtime.preprocess import PreprocessSpec, prepare
 
+from .mapped import Ebb
+
 _MOST_BAD = 0.01
+_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +95,19 @@ def build(
         shape=(len(samples), spec.height, spec.width, 3),
     )
     _reserve(folder / "pixels.part.npy")
-    row = 0
+    row, ebb = 0, Ebb(pixels)
     with ThreadPoolExecutor(2) as pool:
-        for sample, result in zip(samples, pool.map(decode, samples), strict=True):
-            if isinstance(result, str):
-                bad.append((sample.image, result))
-            else:
-                pixels[row] = result
-                row += 1
-            progress(1)
+        # A few at a time: the pool would decode ahead of the disk without end.
+        for start in range(0, len(samples), _AT_ONCE):
+            chunk = samples[start : start + _AT_ONCE]
+            for sample, result in zip(chunk, pool.map(decode, chunk), strict=True):
+                if isinstance(result, str):
+                    bad.append((sample.image, result))
+                else:
+                    pixels[row] = result
+                    row += 1
+                    ebb.touch(result.nbytes)
+                progress(1)
     if len(bad) > max(1, int(_MOST_BAD * len(samples))):
         listed = "\n".join(f"  {reason}" for _, reason in bad[:5])
         msg = (

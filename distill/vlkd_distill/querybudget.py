@@ -118,7 +118,9 @@ class BudgetedTeacher:
             UnavailableError: as `embed_images`.
         """
         self._charge("images", len(views))
-        return self._teacher.embed_views(views)
+        rows = self._teacher.embed_views(views)
+        self._check_size(rows.shape[1])
+        return rows
 
     def report(self) -> QueryReport:
         """What was asked so far."""
@@ -144,6 +146,7 @@ class BudgetedTeacher:
                     f"found {rows.shape}; correct its interface."
                 )
                 raise DataError(msg)
+            self._check_size(rows.shape[1])
             fresh = dict(zip(new, rows, strict=True))
             self._keep({key: row for key, row in fresh.items() if np.isfinite(row).all()})
         else:
@@ -151,6 +154,16 @@ class BudgetedTeacher:
         self._from_cache += len(items) - len(new)
         found = [self._answers[key] if key in self._answers else fresh[key] for key in keys]
         return np.stack(found) if found else np.zeros((0, self.dim), np.float32)
+
+    def _check_size(self, size: int) -> None:
+        known = next((len(row) for row in self._answers.values()), size)
+        if size != known:
+            msg = (
+                f"The teacher '{self.name}' gave embeddings of size {size}, expected {known} as in its answers kept in "
+                f"{self.folder}: another model answers now under the same fingerprint. Change the fingerprint, or put "
+                "the old model back; the old answers stay where they are."
+            )
+            raise DataError(msg)
 
     def _charge(self, kind: str, count: int) -> None:
         asked = self._asked["images"] + self._asked["texts"]

@@ -27,6 +27,7 @@ from vlkd_runtime.preprocess import PreprocessSpec, prepare
 from vlkd_runtime.tensorfile import read_tensors, write_tensors
 
 from . import stylise
+from .mapped import Ebb
 from .teachers import Teacher
 
 _SHARD = 128
@@ -117,6 +118,7 @@ def build(
     embeddings = open_memmap(
         folder / "embeddings.npy", mode="w+", dtype=np.float32, shape=(*shape, teacher.dim)
     )
+    ebb = Ebb(pixels, embeddings, pixels_of)
     for start, chunk in _shards(samples):
         own = None if pixels_of is None else pixels_of[start : start + len(chunk)]
         contents = _contents(chunk, own)
@@ -128,6 +130,7 @@ def build(
                 write_bytes(path, write_tensors({"pixels": stored[0], "embedding": stored[1]}, {}))
             rows = slice(start, start + len(chunk))
             pixels[position, rows], embeddings[position, rows] = stored
+            ebb.touch(stored[0].nbytes)
             progress(len(chunk))
     pixels.flush()
     embeddings.flush()

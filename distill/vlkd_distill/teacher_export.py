@@ -23,8 +23,10 @@ from vlkd_runtime.atomic import atomic_folder, write_bytes
 from vlkd_runtime.errors import ConfigError, DataError, ParityError, UnavailableError
 from vlkd_runtime.tensorfile import write_tensors
 
-from .blackbox import STORE_FORMAT, OnnxPairTeacher, PairSpec, refuse_not_finite
+from .answers import refuse_not_finite
+from .embedding_store import STORE_FORMAT
 from .losses import unit
+from .onnx_pair import OnnxPairTeacher, PairSpec
 from .quiet import first_line, quiet
 from .teacher_names import HF_INSTALL, check_name, folder_of, form_of, open_clip_names
 

@@ -21,7 +21,9 @@ from torch import Tensor
 
 from vlkd_runtime.errors import ConfigError, DataError, UnavailableError, VlkdError
 
-from .blackbox import OnnxPairTeacher, StoreTeacher, refuse_not_finite, unit_rows
+from .answers import refuse_not_finite, unit_rows
+from .embedding_store import StoreTeacher
+from .onnx_pair import OnnxPairTeacher
 from .querybudget import BudgetedTeacher
 from .quiet import first_line
 from .teacher_names import call_parts, check_name, form_of, store_files, teacher_key

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from . import averaging, checkpoints, losses
@@ -18,6 +19,7 @@ from .augment import clean_views
 from .augmentation import Augmentation
 from .feeding import Feed, TrainingData, autocast, epoch_rows, steps_of
 from .heap import keep_freed_memory
+from .mapped import Ebb
 from .processes import ALONE, Ring
 from .specs import Settings
 from .stages import Method, Stage
@@ -58,6 +60,9 @@ def train(
         ring: the processes that train together; each ends with the same weights.
     """
     keep_freed_memory()
+    folder.mkdir(parents=True, exist_ok=True)
+    on_features = folder / f"features-{ring.rank}.npy"
+    on_features.unlink(missing_ok=True)  # of a run that was killed
     feed = Feed(method, settings, data, augmentation, ring)
     resumed = checkpoints.load(folder)
     kept = torch.from_numpy(data.rows)
@@ -80,7 +85,7 @@ def train(
             on_step(stage.name, schedule.done, math.nan)
         features = None
         if stage.cached_features and first_epoch < stage.epochs:
-            features = _cached_features(student, settings, data)
+            features = _cached_features(student, settings, data, on_features)
         judged = settings.judges and index == len(stages) - 1
         # Counted from the last stage, so that every method's backbone sees the same batches and views.
         from_last = len(stages) - 1 - index
@@ -92,7 +97,7 @@ def train(
             for chosen in epoch_rows(data.domains, settings.batch, generator):
                 rows = kept[chosen]
                 if features is not None:
-                    loss = method.loss(student.head(features[chosen]), feed.clean(rows))
+                    loss = method.loss(student.head(features.of(chosen)), feed.clean(rows))
                 else:
                     views, batch = feed.views(rows, generator)
                     with autocast(settings):
@@ -107,6 +112,8 @@ def train(
                 on_step(stage.name, 1, float(loss.detach()))
             if ring.first:
                 checkpoints.save(folder, student, optimizer, index, epoch + 1, keeper.state())
+        if features is not None:
+            features.remove()
         averaging.select(student, keeper.final())
     student.eval().requires_grad_(False)
     return student
@@ -129,11 +136,13 @@ def _source_loss(student: Student, method: Method, settings: Settings, data: Tra
     """Cross-entropy of the student's answers on the source images kept back, as they are."""
     student.eval()
     kept_back, labels = np.array(data.selection), torch.from_numpy(data.store.labels)
-    total = 0.0
+    total, ebb = 0.0, Ebb(data.store.pixels)
     for start in range(0, len(kept_back), 64):
         rows = kept_back[start : start + 64]
+        pixels = data.store.pixels[rows]
+        ebb.touch(pixels.nbytes)
         with autocast(settings):
-            outputs = student(clean_views(torch.from_numpy(data.store.pixels[rows])))
+            outputs = student(clean_views(torch.from_numpy(pixels)))
         loss = losses.cross_entropy(method.logits(outputs.float()), labels[rows])
         total += float(loss) * len(rows)
     return total / len(kept_back)
@@ -185,8 +194,32 @@ class _Schedule:
         self.done += 1
 
 
+class _Features:
+    """Features of the images that train, in a file: they may be many more than fit into memory."""
+
+    def __init__(self, path: Path, count: int, batches: Iterator[Tensor]) -> None:
+        self._path, start = path, 0
+        for batch in batches:
+            if start == 0:
+                self._rows = open_memmap(path, "w+", np.float32, (count, batch.shape[1]))
+                self._ebb = Ebb(self._rows)
+            self._rows[start : start + len(batch)] = batch.numpy()
+            self._ebb.touch(batch.nbytes)
+            start += len(batch)
+
+    def of(self, chosen: Tensor) -> Tensor:
+        """Rows ``(B, n)``."""
+        found = torch.from_numpy(self._rows[chosen.numpy()])
+        self._ebb.touch(found.nbytes)
+        return found
+
+    def remove(self) -> None:
+        """Delete the file."""
+        self._path.unlink()
+
+
 @torch.no_grad()
-def _cached_features(student: Student, settings: Settings, data: TrainingData) -> Tensor:
+def _cached_features(student: Student, settings: Settings, data: TrainingData, path: Path) -> _Features:
     """Features ``(R, n)`` of the clean images that train, from the backbone as it is.
 
     A backbone that starts from random weights has batch statistics of nothing yet; where they are to be
@@ -196,13 +229,15 @@ def _cached_features(student: Student, settings: Settings, data: TrainingData) -
     if settings.batch_norm == "train":
         _estimate_batch_norm(student, settings, data)
     student.eval()
-    return torch.cat(list(_pass(student, settings, data)))
+    return _Features(path, len(data.rows), _pass(student, settings, data))
 
 
 def _pass(student: Student, settings: Settings, data: TrainingData) -> Iterator[Tensor]:
     """Features of the clean images that train, a batch at a time."""
+    ebb = Ebb(data.store.pixels)
     for start in range(0, len(data.rows), 64):
         pixels = torch.from_numpy(data.store.pixels[data.rows[start : start + 64]])
+        ebb.touch(pixels.nbytes)
         with autocast(settings):
             features = student.features(clean_views(pixels))
         yield features.float()

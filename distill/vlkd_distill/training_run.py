@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from vlkd_bench.samples import Sample
 from vlkd_runtime.vectors import ClassVectors
 
-from . import methods, processes, starting, teacher_loading, training
+from . import datacontract, methods, processes, starting, teacher_loading, training
 from .feeding import TrainingData
 from .pixels import PixelStore
 from .processes import Ring
@@ -38,6 +39,7 @@ class TrainingRun:
         teacher: its name.
         cache: where what a teacher needs is kept.
         folder: where the checkpoint lies.
+        closed: files and folders that no process may open while it trains; as it is when this is made.
     """
 
     settings: Settings
@@ -52,6 +54,7 @@ class TrainingRun:
     teacher: str
     cache: Path
     folder: Path
+    closed: tuple[Path, ...] = field(default_factory=datacontract.forbidden)
 
     def train(
         self, data: TrainingData, teacher: Callable[[], Teacher], on_step: training.OnStep = lambda *_: None
@@ -76,7 +79,8 @@ class TrainingRun:
 
     def __call__(self, ring: Ring) -> None:
         """Do the part of a process that was started for it."""
-        self._go(ring, self.open(), self._load, lambda *_: None)
+        with datacontract.forbid(self.closed) if self.closed else contextlib.nullcontext():
+            self._go(ring, self.open(), self._load, lambda *_: None)
 
     def open(self) -> TrainingData:
         """Open what lies on disk."""

@@ -29,6 +29,7 @@ from vlkd_runtime.errors import ConfigError, DataError, ImageError
 from vlkd_runtime.preprocess import PreprocessSpec, prepare
 
 from .data import Split
+from .mapped import Ebb
 from .pixels import PixelStore
 from .shards import DomainFrom, Entry, entries_of
 
@@ -154,8 +155,10 @@ def take_rows(imported: Imported, samples: Sequence[Sample], folder: Path) -> Pi
     pixels = imported.store.pixels
     part = folder / "pixels.part.npy"
     target = open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(rows), *pixels.shape[1:]))
-    for start in range(0, len(rows), 256):
-        target[start : start + 256] = pixels[rows[start : start + 256]]
+    ebb = Ebb(target, pixels)
+    for start in range(0, len(rows), 64):
+        target[start : start + 64] = pixels[rows[start : start + 64]]
+        ebb.touch(2 * target[start : start + 64].nbytes)
     target.flush()
     part.replace(folder / "pixels.npy")
     write_text(folder / "bad.json", "[]")

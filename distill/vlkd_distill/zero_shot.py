@@ -14,6 +14,8 @@ from vlkd_bench.predictions import PredictionRow
 from vlkd_bench.samples import Sample
 from vlkd_runtime.vectors import ClassVectors
 
+_AT_ONCE = 1024
+
 
 def predict(
     embeddings: npt.NDArray[np.float32], vectors: ClassVectors, samples: Sequence[Sample]
@@ -25,6 +27,16 @@ def predict(
         vectors: class vectors of the same teacher.
         samples: the images of the rows.
     """
+    rows: list[PredictionRow] = []
+    for start in range(0, len(samples), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        rows += _predict(embeddings[part], vectors, samples[part])
+    return tuple(rows)
+
+
+def _predict(
+    embeddings: npt.NDArray[np.float32], vectors: ClassVectors, samples: Sequence[Sample]
+) -> tuple[PredictionRow, ...]:
     cosines = embeddings.astype(np.float64) @ vectors.vectors.astype(np.float64).T
     scaled = vectors.logit_scale * cosines
     weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))

@@ -15,6 +15,7 @@ from PIL import Image
 
 from vlkd_distill import export, students
 from vlkd_distill.specs import StudentSpec
+from vlkd_edge.__main__ import main
 from vlkd_runtime import Classifier, PreprocessSpec
 from vlkd_runtime.bundle import pack, write_bundle
 from vlkd_runtime.golden import Golden
@@ -88,6 +89,65 @@ def bench() -> Callable[..., tuple[int, dict[str, Any], str]]:
         done = subprocess.run([*command, *words], capture_output=True, text=True, check=False, timeout=600)
         lines = done.stdout.strip().splitlines()
         return done.returncode, json.loads(lines[-1]) if lines else {}, done.stderr
+
+    return run
+
+
+TINY = (
+    "student.arch=resnet10t",
+    "student.options={channels=[8, 16, 32, 64], stem_width=8}",
+    "student.image_size=32",
+    "student.pretrained=none",
+    "teacher.templates=['a {}']",
+    "distill.batch_norm=train",
+    "distill.teacher_view=clean_cached",
+    "distill.epochs=1",
+    "distill.align_epochs=1",
+    "distill.batch=16",
+    "distill.method=vl2v-adip",
+)
+
+
+@pytest.fixture
+def write_data(tmp_path: Path) -> Callable[..., Path]:
+    """Writes noise as ``tmp_path/data/<domain>/<class>/<number>.png``."""
+
+    def write(
+        domains: tuple[str, ...] = ("photo", "sketch"),
+        per_class: int = 25,
+        classes: tuple[str, ...] = ("cat", "dog"),
+    ) -> Path:
+        for number, (domain, name) in enumerate((d, c) for d in domains for c in classes):
+            folder = tmp_path / "data" / domain / name
+            folder.mkdir(parents=True)
+            for index in range(per_class):
+                rng = np.random.default_rng(1000 * number + index)
+                Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(
+                    folder / f"{index}.png"
+                )
+        return tmp_path / "data"
+
+    return write
+
+
+@pytest.fixture
+def edge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, dict[str, Any]]]:
+    """Runs a verb on ``tmp_path/data`` in this process, with a tiny student: exit code and the printed object."""
+    monkeypatch.syspath_prepend(str(tmp_path / "code"))
+
+    def run(*words: str, out: str = "out", settings: tuple[str, ...] = ()) -> tuple[int, dict[str, Any]]:
+        chosen = [f"data.root={tmp_path / 'data'}"] if words[0] == "build" else []
+        if words[0] == "bench":
+            words = (*words, "--dataset", str(tmp_path / "data"))
+        asked = [word for value in (*TINY, *chosen, *settings) for word in ("--set", value)]
+        monkeypatch.setattr(
+            sys, "argv", ["vlkd-edge", *words, "--json", "--out", str(tmp_path / out), *asked]
+        )
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0), json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
     return run
 

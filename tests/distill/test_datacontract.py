@@ -195,3 +195,10 @@ def test_guards_nest_and_end(held_out: Path) -> None:
 def test_a_guard_over_nothing_is_refused(tmp_path: Path, paths: list[str], message: str) -> None:
     with pytest.raises(DataError, match=message), datacontract.forbid([tmp_path / path for path in paths]):
         pass
+
+
+def test_what_is_forbidden_now_can_be_told_to_another_process(held_out: Path) -> None:
+    assert datacontract.forbidden() == ()
+    with datacontract.forbid([held_out / "link"]), datacontract.watch_files([held_out / "data/sketchy"]):
+        assert datacontract.forbidden() == ((held_out / "data/sketch").resolve(),)
+    assert datacontract.forbidden() == ()

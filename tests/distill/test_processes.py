@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vlkd_bench.samples import Sample
-from vlkd_distill import processes
+from vlkd_distill import datacontract, processes
 from vlkd_distill.augment import random_views
 from vlkd_distill.augmentation import Augmentation
 from vlkd_distill.processes import Ring
@@ -125,11 +125,16 @@ def test_two_processes_go_on_from_a_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("why", ["nowhere", "the data contract is broken"])
 def test_a_process_that_fails_ends_the_training_with_an_error(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], why: str
 ) -> None:
     run = training_run(tmp_path, 2, "vlm-ood", 1)
-    broken = dataclasses.replace(run, store=tmp_path / "nowhere")
+    if why == "nowhere":
+        broken = dataclasses.replace(run, store=tmp_path / "nowhere")
+    else:  # what this process may not open while it makes a run, the others may not open either
+        with datacontract.forbid([run.store / "pixels.npy"]):
+            broken = dataclasses.replace(run, closed=datacontract.forbidden())
     with pytest.raises(UnavailableError, match=r"all its 2 processes .* and one failed"):
         processes.run(2, lambda ring: run._go(ring, run.open(), no_teacher, lambda *_: None), broken)
-    assert "nowhere" in capfd.readouterr().err
+    assert why in capfd.readouterr().err

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from vlkd_distill import teacher_export
-from vlkd_distill.blackbox import OnnxPairTeacher, PairSpec
+from vlkd_distill.onnx_pair import OnnxPairTeacher, PairSpec
 from vlkd_distill.teacher_names import check_name
 from vlkd_distill.teachers import OpenClipTeacher
 from vlkd_runtime.errors import ConfigError, ParityError, UnavailableError

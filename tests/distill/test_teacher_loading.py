@@ -14,7 +14,8 @@ from PIL import Image
 
 from vlkd_bench.samples import Sample
 from vlkd_distill import embeddings, teacher_names
-from vlkd_distill.blackbox import OnnxPairTeacher, StoreTeacher
+from vlkd_distill.embedding_store import StoreTeacher
+from vlkd_distill.onnx_pair import OnnxPairTeacher
 from vlkd_distill.querybudget import BudgetedTeacher
 from vlkd_distill.teacher_export import write_store
 from vlkd_distill.teacher_loading import CallableTeacher, load
@@ -134,7 +135,7 @@ def test_user_code_that_is_no_teacher(module: str, what: str, error: type[Except
         pytest.param("fails,text", UnavailableError, "failed on 1 images: no route", id="fails"),
         pytest.param("wide,text", DataError, r"numbers of shape \(2, 4\), found .* \(2, 3\)", id="two sizes"),
         pytest.param("Short", DataError, r"shape \(2, 3\), found float64 of \(1, 3\)", id="too few"),
-        pytest.param("image,nothing", DataError, "not finite for text 'a' and 1 more", id="not finite"),
+        pytest.param("image,nothing", DataError, "not finite for 2 of 2 texts: 'a', 'b'", id="not finite"),
     ],
 )
 def test_answers_that_cannot_be_used(module: str, what: str, error: type[Exception], message: str) -> None:
@@ -151,10 +152,10 @@ def test_an_image_without_a_finite_embedding_is_named(module: str, tmp_path: Pat
         picture(red).save(path)
         samples.append(Sample(path, f"d/c/{red}.png", "d", 0))
     teacher = load(f"call:{module}:broken,text", tmp_path / "cache")
-    with pytest.raises(DataError, match=r"not finite for .*7\.png and 0 more"):
+    with pytest.raises(DataError, match=r"not finite for 1 of 3 images: .*7\.png\."):
         embeddings.embed(teacher, samples, tmp_path / "shards")
     view = torch.full((1, 3, 2, 2), 7 / 255)
-    with pytest.raises(DataError, match="not finite for view 0"):
+    with pytest.raises(DataError, match="not finite for 1 of 1 views: 0"):
         teacher.embed_views(view)
 
 

@@ -18,7 +18,9 @@ from PIL import Image
 
 from vlkd_bench.samples import Sample
 from vlkd_distill import class_vectors
-from vlkd_distill.blackbox import OnnxPairTeacher, PairSpec, StoreTeacher, unit_rows
+from vlkd_distill.answers import unit_rows
+from vlkd_distill.embedding_store import StoreTeacher
+from vlkd_distill.onnx_pair import OnnxPairTeacher, PairSpec
 from vlkd_distill.teacher_export import write_store
 from vlkd_runtime.errors import ConfigError, DataError, UnavailableError
 from vlkd_runtime.tensorfile import write_tensors
@@ -266,7 +268,9 @@ def test_a_folder_of_parts_is_one_store(samples: tuple[Sample, ...], tmp_path: P
 
 def test_what_a_store_lacks_is_named(samples: tuple[Sample, ...], tmp_path: Path) -> None:
     teacher = StoreTeacher("store:x", [store(tmp_path / "s.safetensors", samples[:2])])
-    with pytest.raises(DataError, match=r"no embedding of .*2.png and 2 more of 5 images; it holds 2"):
+    with pytest.raises(
+        DataError, match=r"no embedding of 3 of 5 images: .*2.png, .*3.png, .*4.png. It holds 2"
+    ):
         teacher.embed_samples(samples)
     with pytest.raises(UnavailableError, match=r"the text 'a bird' and 1 more of 3; it holds 4 texts"):
         teacher.embed_texts(["dog", "a bird", "a fish"])
@@ -281,7 +285,7 @@ def test_a_stored_embedding_that_is_not_finite_names_its_image(
 ) -> None:
     rows = ROWS.copy()
     rows[3, 1] = np.nan
-    with pytest.raises(DataError, match=r"not finite for image .*3.png and 0 more"):
+    with pytest.raises(DataError, match=r"not finite for 1 of 5 images: .*3.png\."):
         store(tmp_path / "s.safetensors", samples, image_rows=rows)
     assert not (tmp_path / "s.safetensors").exists()
     keys = [hashlib.sha256(sample.path.read_bytes()).digest() for sample in samples]
@@ -292,7 +296,7 @@ def test_a_stored_embedding_that_is_not_finite_names_its_image(
     (tmp_path / "f.safetensors").write_bytes(write_tensors(foreign, metadata))
     teacher = StoreTeacher("store:x", [tmp_path / "f.safetensors"])
     assert teacher.embed_samples(samples[:3]).shape == (3, 4)
-    with pytest.raises(DataError, match=r"not finite for image .*3.png and 0 more"):
+    with pytest.raises(DataError, match=r"not finite for 1 of 5 images: .*3.png\."):
         teacher.embed_samples(samples)
 
 
@@ -326,7 +330,9 @@ def test_a_file_that_is_no_store(
     [
         pytest.param({"image_rows": ROWS[:4]}, r"expected rows \(5, D\)", id="a row too few"),
         pytest.param({"text_rows": TEXT_ROWS[:, :3]}, r"found \(5, 4\) and \(4, 3\)", id="another size"),
-        pytest.param({"text_rows": TEXT_ROWS * [[1], [0], [1], [1]]}, "text a photo of a cat", id="zero"),
+        pytest.param(
+            {"text_rows": TEXT_ROWS * [[1], [0], [1], [1]]}, "1 of 4 texts: a photo of a cat", id="zero"
+        ),
         pytest.param({"logit_scale": -1.0}, "finite logit_scale above 0, found -1", id="scale"),
     ],
 )

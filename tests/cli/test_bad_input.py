@@ -1,0 +1,193 @@
+"""What a user may get wrong about teacher and data, through the verbs: told plainly and early, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlkd_distill.data import scan
+from vlkd_distill.teacher_export import write_store
+
+MODULE = '''
+"""A vendor's model, as a user would wrap it: it writes down what it is asked."""
+import json
+from pathlib import Path
+import numpy as np
+
+HERE = Path(__file__).parent
+
+
+class Teacher:
+    fingerprint = "vendor 1"
+    logit_scale = 20.0
+
+    def __init__(self):
+        self.how = json.loads((HERE / "how.json").read_text())
+
+    def embed_images(self, images):
+        arrays = [np.asarray(image) for image in images]
+        with (HERE / "asked.txt").open("a") as file:
+            file.writelines(f"{array.tobytes().hex()[:64]}\\n" for array in arrays)
+        rows = np.array([np.resize(array[::6, ::6].ravel(), self.how["size"]) for array in arrays], float)
+        broken = [array[0, 0].tolist() in self.how["broken"] for array in arrays]
+        rows[broken] = np.nan
+        return rows
+
+    def embed_texts(self, texts):
+        return np.array([np.arange(self.how["size"]) + len(text) + ord(text[2]) for text in texts], float)
+'''
+Edge = Callable[..., tuple[int, dict[str, Any]]]
+WriteData = Callable[..., Path]
+
+
+@pytest.fixture
+def vendor(tmp_path: Path) -> Callable[..., str]:
+    """Sets how the vendor's model behaves; gives the setting that names it."""
+
+    def behave(size: int = 8, broken: tuple[list[int], ...] = ()) -> str:
+        folder = tmp_path / "code"
+        folder.mkdir(exist_ok=True)
+        (folder / f"vendor_{tmp_path.name}.py").write_text(MODULE)
+        (folder / "how.json").write_text(json.dumps({"size": size, "broken": broken}))
+        return f"teacher.model=call:vendor_{tmp_path.name}:Teacher"
+
+    return behave
+
+
+def asked_about(tmp_path: Path) -> Counter[str]:
+    return Counter((tmp_path / "code" / "asked.txt").read_text().split())
+
+
+def trained(out: Path) -> list[str]:
+    return [path.name for path in out.glob("stages/*") if path.name.startswith(("erm", "vl2v", "pixels"))]
+
+
+DG = ("bench", "dg", "--held-out", "sketch", "--methods", "vl2v-adip")
+BUILD = ("build", "--target", "jetson")
+HELD_OUT = ('data.held_out=["sketch"]',)
+
+
+def test_a_budget_that_runs_out_keeps_what_was_paid_for(
+    tmp_path: Path, edge: Edge, write_data: WriteData, vendor: Any
+) -> None:
+    found = scan(write_data())
+    tests, train = len(found.of(found.domains, "test")), len(found.of(["photo"], "train"))
+    needed, teacher = tests + train, vendor()
+    code, answer = edge(*DG, settings=(teacher, f"teacher.query_budget={tests + 35}"))
+    message = answer["error"]["message"]
+    assert code == 2 and f"would be asked about {train - 32} more images, but {tests + 34} of the" in message
+    assert f"are spent ({tests + 32} images, 2 texts) and 1 are left. Nothing was asked" in message
+    assert "Raise teacher.query_budget and run again" in message
+    assert sum(asked_about(tmp_path).values()) == tests + 32
+    code, table = edge(*DG, settings=(teacher, f"teacher.query_budget={needed + 2}"))
+    assert code == 0 and [row["method"] for row in table["rows"]] == ["teacher", "vl2v-adip"]
+    assert len(asked_about(tmp_path)) == needed and set(asked_about(tmp_path).values()) == {1}
+    # Paid for once: another run in another folder that shares the cache needs no budget at all.
+    code, again = edge(
+        *DG, "--cache", str(tmp_path / "out/cache"), out="b", settings=(teacher, "teacher.query_budget=0")
+    )
+    assert code == 0 and again["rows"] == table["rows"]
+
+
+def test_embeddings_that_are_not_finite_name_their_images(
+    tmp_path: Path, edge: Edge, write_data: WriteData, vendor: Any
+) -> None:
+    found = scan(write_data())
+    train = found.of(["photo"], "train")
+    bad = [np.asarray(Image.open(sample.path))[0, 0].tolist() for sample in (train[3], train[20])]
+    code, answer = edge(*DG, settings=(vendor(broken=bad),))
+    assert (
+        code == 2
+        and f"not finite for 2 of {len(train)} images: {train[3].path}, {train[20].path}." in str(answer)
+    )
+    assert not list((tmp_path / "out/stages").glob("vl2v-adip-*[0-9a-f]"))
+    code, _ = edge(*DG, settings=(vendor(),))
+    assert code == 0
+    again = {key for key, count in asked_about(tmp_path).items() if count > 1}
+    assert len(again) == 2  # the good ones were kept
+
+
+def test_a_teacher_of_another_size_than_the_stored_vectors(
+    tmp_path: Path, edge: Edge, write_data: WriteData, vendor: Any
+) -> None:
+    write_data()
+    code, _ = edge(*DG, settings=(vendor(size=8), "teacher.query_budget=2"))  # as far as the class vectors
+    assert code == 2
+    (vectors,) = (tmp_path / "out/stages").glob("vectors-*")
+    other = vendor(size=12)
+    code, answer = edge(*DG, "--cache", str(tmp_path / "new"), settings=(other,))
+    message = answer["error"]["message"]
+    assert code == 2 and f"size 8, as the class vectors in {vectors} have, found size 12" in message
+    assert "remove that folder" in message and "change its fingerprint" in message
+    code, answer = edge(*DG, settings=(other,))  # here it is the answers kept that are of another size
+    assert code == 2 and "gave embeddings of size 12, expected 8 as in its answers kept in" in str(answer)
+
+
+@pytest.mark.parametrize("verb", ["bench dg", "build"])
+def test_a_store_that_lacks_images_is_refused_before_any_training(
+    tmp_path: Path, edge: Edge, write_data: WriteData, verb: str
+) -> None:
+    samples = scan(write_data()).samples
+    rows = np.random.default_rng(1).normal(size=(len(samples), 8))
+    texts, text_rows = ["a cat", "a dog"], np.eye(2, 8)
+    place = tmp_path / "store"
+    place.mkdir()
+    known = [k for k in range(len(samples)) if k not in range(2, 20)]
+
+    def add(name: str, chosen: list[int]) -> None:
+        write_store(
+            place / name, name="vendor", logit_scale=20.0, images=[samples[k].path for k in chosen],
+            image_rows=rows[chosen], texts=texts, text_rows=text_rows,
+        )  # fmt: skip
+
+    add("a.safetensors", known)
+    words, settings = (BUILD, HELD_OUT) if verb == "build" else (DG, ())
+    code, answer = edge(*words, settings=(f"teacher.model=store:{place}", *settings))
+    message = answer["error"]["message"]
+    assert code == 2 and "has no embedding of 18 of" in message and "and 13 more. It holds" in message
+    assert str(samples[2].path) in message and "write_store" in message
+    assert trained(tmp_path / "out") == []
+    if verb == "bench dg":
+        add("b.safetensors", [k for k in range(len(samples)) if k not in known])
+        code, table = edge(*words, settings=(f"teacher.model=store:{place}", *settings))
+        assert code == 0 and len(table["rows"]) == 2, table
+
+
+@pytest.mark.parametrize(
+    ("domains", "per_class", "words", "settings", "match"),
+    [
+        (
+            ("photo",),
+            25,
+            ("bench", "dg", "--methods", "vl2v-adip"),
+            (),
+            "It has one domain only ('photo'): add images of another",
+        ),
+        (("photo",), 25, BUILD, ('data.held_out=["photo"]',), "data.held_out = []"),
+        (("photo",), 25, BUILD, ('data.held_out=["sketch"]',), "With one domain, hold none out"),
+        (("photo", "sketch"), 1, DG, (), "One image in five, by the hash of its name, is for testing"),
+        (("photo", "sketch"), 1, BUILD, HELD_OUT, "some tens a class and domain are the least"),
+    ],
+    ids=["dg-one-domain", "build-one-domain", "build-no-such-domain", "dg-one-image", "build-one-image"],
+)
+def test_data_that_are_too_little_for_the_question(
+    tmp_path: Path,
+    edge: Edge,
+    write_data: WriteData,
+    domains: tuple[str, ...],
+    per_class: int,
+    words: tuple[str, ...],
+    settings: tuple[str, ...],
+    match: str,
+) -> None:
+    write_data(domains, per_class)
+    code, answer = edge(*words, settings=settings)
+    assert code == 2 and match in answer["error"]["message"], answer
+    assert not (tmp_path / "out/stages").exists()
