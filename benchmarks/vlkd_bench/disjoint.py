@@ -54,7 +54,8 @@ class DisjointCell:
         source_accuracy: on unseen classes, plain mean over the source domains.
         seen_accuracy: on seen classes in the held-out domain.
         seen_source_accuracy: on seen classes, plain mean over the source domains.
-        harmonic_mean: of ``accuracy`` and ``seen_accuracy``.
+        harmonic_mean: of ``accuracy`` and ``seen_accuracy``; with base and novel classes, PromptKD's H.
+        source_harmonic_mean: of the two source accuracies.
         unseen: names of the unseen classes.
     """
 
@@ -67,6 +68,7 @@ class DisjointCell:
     seen_accuracy: float
     seen_source_accuracy: float
     harmonic_mean: float
+    source_harmonic_mean: float
     unseen: tuple[str, ...]
 
     @classmethod
@@ -91,9 +93,12 @@ class DisjointCell:
         held_out = where[2]
         target, source = _by_domain(on_unseen, held_out)
         seen_target, seen_source = _by_domain(on_seen, held_out)
-        both = target + seen_target
-        mean = 2 * target * seen_target / both if both > 0 else 0.0
-        return cls(*where, target, source, seen_target, seen_source, mean, tuple(unseen))
+        means = _harmonic(target, seen_target), _harmonic(source, seen_source)
+        return cls(*where, target, source, seen_target, seen_source, *means, tuple(unseen))
+
+
+def _harmonic(one: float, other: float) -> float:
+    return 2 * one * other / (one + other) if one + other > 0 else 0.0
 
 
 def _by_domain(rows: Sequence[PredictionRow], held_out: str) -> tuple[float, float]:
@@ -113,7 +118,8 @@ _COLUMNS: Mapping[str, str] = {
     "source_accuracy": "unseen, sources",
     "seen_accuracy": "seen, held out",
     "seen_source_accuracy": "seen, sources",
-    "harmonic_mean": "harmonic mean",
+    "harmonic_mean": "H, held out",
+    "source_harmonic_mean": "H, sources",
 }
 
 
@@ -212,7 +218,7 @@ class DisjointTable:
             "percent on test images, among the vectors of the unseen or of the seen classes alone, measured on the",
             "exported float graph through the device library. Mean over seeds, ± its standard error; the *gain* is",
             f"over {CE_ONLY}, cross-entropy on the class vectors alone, paired by seed, on unseen classes of the",
-            "held-out domain; the harmonic mean is of unseen and seen classes there.",
+            "held-out domain; H is the harmonic mean of unseen and seen classes.",
             "",
             "| method | " + " | ".join(_COLUMNS.values()) + " | gain |",
             "|---" * (len(_COLUMNS) + 2) + "|",

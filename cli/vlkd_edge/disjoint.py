@@ -2,6 +2,14 @@
 
 An unseen class is predicted by its vector alone: the student maps images into the teacher's space, and the
 class vectors of the part that is measured are put in place of those it trained with.
+
+PromptKD is measured as its authors do, from base to novel classes: prompts are learned from a few labelled images of
+the seen classes alone, all class vectors come from these prompts, and the student then matches the teacher over all of
+them on images without labels, those of unseen classes among them. That is transductive, and no other row is:
+``promptkd-seen`` is shown images of seen classes only, and compares with the others.
+
+References:
+    Li et al., "PromptKD: Unsupervised Prompt Distillation for Vision-Language Models", CVPR 2024, section 4.1.
 """
 
 from __future__ import annotations
@@ -46,7 +54,13 @@ _OFF: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """Parts of vlm-ood that can be measured by a name of their own: the weights that are 0."""
 
-KNOWN: tuple[str, ...] = (*_OFF, *(name for name in typing.get_args(MethodName) if name not in _CANNOT))
+PROMPTED: MethodName = "promptkd"
+PROMPTED_SEEN = "promptkd-seen"
+KNOWN: tuple[str, ...] = (
+    *_OFF,
+    *(name for name in typing.get_args(MethodName) if name not in _CANNOT),
+    PROMPTED_SEEN,
+)
 HALF = "novel"
 
 
@@ -150,17 +164,15 @@ def _seed(
     shown = dataclasses.replace(images, train=splits.restrict(images.train, parts.classes, parts.seen))
     runs = {name: dataclasses.replace(learning, config=_with(config, name, seed)) for name in plan.methods}
     for name, run in runs.items():
-        learning.live.banner(f"Data contract, {name}", _contract(run, dataset, shown, parts).banner())
+        may_see = images if name == PROMPTED else shown
+        banner = _contract(run, dataset, may_see, parts, name).banner()
+        learning.live.banner(f"Data contract, {name}", (*banner, _setting(name, parts, config)))
     key = learn.teacher_key(config)
     every = learn.class_vectors(learning, dataset.classes, key)
-    learn.check_known(learning, (*shown.train, *images.test))
+    learn.check_known(learning, (*(images if PROMPTED in runs else shown).train, *images.test))
     with closed(config, dataset, parts.unseen):
         store = learn.pixels(learning, shown.train)
-    usable = learn.usable(store, shown.train)
-    tested = [
-        _Tested(splits.restrict(images.test, parts.classes, names), _slice(learning, every, names))
-        for names in (parts.unseen, parts.seen)
-    ]
+    tested = _parts(learning, parts, images, every)
 
     def cell(method: str, on_unseen: StageResult, on_seen: StageResult) -> DisjointCell:
         rows = (
@@ -177,18 +189,51 @@ def _seed(
     for name, run in runs.items():
         learning.live.say(f"{name}, seed {seed}")
         method = run.config.distill.method
+        train, pixels, vectors, own = shown.train, store, tested[1].vectors, tested
         with closed(config, dataset, parts.unseen):
-            trained = teach.train(run, method, shown.train, store, tested[1].vectors)
-            graph = teach.export(run, method, trained, store, shown.train, tested[1].vectors)
-        cells.append(cell(name, *[_answers(run, name, graph, part) for part in tested]))
-        seen = _contract(run, dataset, shown, parts, usable)
-        contracts.append(seen.as_json() | {"method": name, "seed": seed})
+            if method == PROMPTED:
+                vectors = teach.vectors_for(run, method, train, store, vectors, every)
+                own = _parts(learning, parts, images, vectors)
+        with closed(config, dataset, () if name == PROMPTED else parts.unseen):
+            if name == PROMPTED:
+                train = images.train
+                pixels = learn.pixels(run, train)
+            trained = teach.train(run, method, train, pixels, vectors)
+            graph = teach.export(run, method, trained, pixels, train, vectors)
+        cells.append(cell(name, *[_answers(run, name, graph, part) for part in own]))
+        all_seen = dataclasses.replace(images, train=train)
+        seen = _contract(run, dataset, all_seen, parts, name, learn.usable(pixels, train)).as_json()
+        text = f"{seen['text']} {_setting(name, parts, config)}"
+        contracts.append(seen | {"method": name, "seed": seed, "text": text})
     return cells, contracts
+
+
+def _parts(
+    learning: learn.Learning, parts: Parts, images: Images, every: StageResult
+) -> tuple[_Tested, _Tested]:
+    """The unseen and the seen classes as they are measured: each by its own vectors alone."""
+    unseen, seen = (
+        _Tested(splits.restrict(images.test, parts.classes, names), _slice(learning, every, names))
+        for names in (parts.unseen, parts.seen)
+    )
+    return unseen, seen
+
+
+def _setting(name: str, parts: Parts, config: Config) -> str:
+    """Whether a row is shown images of unseen classes, in words."""
+    shots = config.prompts.shots
+    few = f"{shots} labelled images of each" if shots else "the labelled images"
+    learned = f"The prompts were learned from {few} of the {len(parts.seen)} seen classes alone."
+    if name == PROMPTED:
+        return f"Transductive: unlabelled train images of the unseen classes are learned from, too. {learned}"
+    inductive = "Inductive: no image of an unseen class is learned from."
+    return f"{inductive} {learned}" if name == PROMPTED_SEEN else inductive
 
 
 def _with(config: Config, name: str, seed: int) -> Config:
     """The configuration that a name of the table stands for."""
-    changes: dict[str, typing.Any] = {"method": "vlm-ood" if name in _OFF else name, "seed": seed}
+    method = "vlm-ood" if name in _OFF else PROMPTED if name == PROMPTED_SEEN else name
+    changes: dict[str, typing.Any] = {"method": method, "seed": seed}
     changes |= dict.fromkeys(_OFF.get(name, ()), 0.0)
     return dataclasses.replace(config, distill=dataclasses.replace(config.distill, **changes))
 
@@ -198,11 +243,13 @@ def _contract(
     dataset: DomainDataset,
     images: Images,
     parts: Parts,
+    name: str,
     usable: Sequence[Sample] | None = None,
 ) -> DataContract:
     config = run.config
     sources = dataset.sources(config.data.held_out)
-    return contract(config, config.distill.method, sources, images, usable, parts.unseen)
+    unseen = () if name == PROMPTED else parts.unseen
+    return contract(config, config.distill.method, sources, images, usable, unseen)
 
 
 def _slice(learning: learn.Learning, every: StageResult, names: tuple[str, ...]) -> StageResult:

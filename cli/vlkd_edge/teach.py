@@ -42,6 +42,7 @@ def vectors_for(
     samples: Sequence[Sample],
     store: StageResult,
     vectors: StageResult,
+    every: StageResult | None = None,
 ) -> StageResult:
     """The class vectors that a method learns from: the names' own, or for promptkd those of learned prompts.
 
@@ -50,12 +51,14 @@ def vectors_for(
         method: who asks.
         samples: train images of the source domains; a few of each class teach the prompts.
         store: their pixels.
-        vectors: of the plain class names.
+        vectors: of the plain class names, which the samples' labels count.
+        every: of all names that get a vector by these prompts, where there are more than the prompts are learned on.
     """
     if method != "promptkd":
         return vectors
     settings, seed = learning.config.prompts, learning.config.distill.seed
     names = load_vectors(vectors).names
+    all_names = names if every is None else load_vectors(every).names
 
     def work(folder: Path) -> None:
         from vlkd_distill import checkpoints, pixels, prompt_learning
@@ -75,7 +78,7 @@ def vectors_for(
                 folder,
                 lambda stage, done, loss: advance(done, note=f"{stage}, loss {loss:.3f}"),
             )
-        prompted_class_vectors(prompted, names).save(folder / "class_vectors.safetensors")
+        prompted_class_vectors(prompted, all_names).save(folder / "class_vectors.safetensors")
         (folder / checkpoints.FILE).unlink(missing_ok=True)
 
     inputs = {
@@ -84,6 +87,8 @@ def vectors_for(
         "vectors": vectors.key,
         "pixels": store.key,
     }
+    if every is not None:
+        inputs["every"] = every.key
     return learning.workspace.stage(
         "prompts", inputs | versions("torch", "open_clip_torch", "vlkd-edge"), work
     )

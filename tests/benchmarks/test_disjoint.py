@@ -34,12 +34,13 @@ def test_a_cell_keeps_held_out_and_source_domains_apart() -> None:
     assert (cell.accuracy, cell.source_accuracy) == pytest.approx((0.25, 0.5))
     assert (cell.seen_accuracy, cell.seen_source_accuracy) == pytest.approx((0.75, 0.5))
     assert cell.harmonic_mean == pytest.approx(1 / ((1 / 0.25 + 1 / 0.75) / 2))
+    assert cell.source_harmonic_mean == pytest.approx(1 / ((1 / 0.5 + 1 / 0.5) / 2))
     with pytest.raises(DataError, match="a source domain besides 'sketch'"):
         DisjointCell.measure(("world", "ours", "sketch", 3), ["cat"], rows("sketch", {0: "+"}), seen)
 
 
 def cell(method: str, seed: int, accuracy: float) -> DisjointCell:
-    return DisjointCell("world", method, "sketch", seed, accuracy, 0.5, 0.8, 0.9, 0.6, ("cat", "dog"))
+    return DisjointCell("world", method, "sketch", seed, accuracy, 0.5, 0.8, 0.9, 0.6, 0.64, ("cat", "dog"))
 
 
 def table(*cells: DisjointCell) -> DisjointTable:

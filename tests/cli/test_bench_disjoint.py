@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import statistics
 import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
-from vlkd_distill import methods
+from vlkd_distill import class_vectors, methods, prompt_learning
+from vlkd_distill.data import scan
 from vlkd_distill.demo import CLASSES
+from vlkd_distill.prompting import PromptedTeacher
 from vlkd_distill.specs import MethodName, Settings
+from vlkd_distill.teachers import OpenClipTeacher
 from vlkd_edge import disjoint
 from vlkd_runtime.errors import ConfigError
+from vlkd_runtime.preprocess import PreprocessSpec, prepare
 from vlkd_runtime.vectors import ClassVectors
 
 Bench = Callable[..., tuple[int, dict[str, Any], str]]
@@ -94,3 +100,55 @@ def test_a_class_named_like_a_number_is_a_class() -> None:
     assert disjoint.Parts.of(("1", "2", "3"), "3", seed=0).unseen == ("3",)
     with pytest.raises(ConfigError, match="found 3"):
         disjoint.Parts.of(("a", "b", "c"), "3", seed=0)
+
+
+def test_promptkd_goes_from_base_to_novel_classes(
+    tmp_path: Path, edge: Bench, write_data: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("bird", "car", "cat", "fish", "tree")
+    found = scan(write_data(classes=names, per_class=12))
+    taught: list[tuple[tuple[str, ...], set[int]]] = []
+    real = prompt_learning.learn_prompts
+
+    def spy(teacher: Any, pixels: Any, labels: Any, seen: Any, *words: Any) -> Any:
+        taught.append((tuple(seen), set(labels.tolist())))
+        return real(teacher, pixels, labels, seen, *words)
+
+    monkeypatch.setattr(prompt_learning, "learn_prompts", spy)
+    words = ("--held-out", "sketch", "--unseen", "novel", "--methods", "promptkd,promptkd-seen")
+    settings = ("prompts.epochs=1", "prompts.shots=4", "distill.epochs=2")
+    code, table = edge("bench", "disjoint", *words, settings=settings)
+    assert code == 0, table
+    assert taught == [(names[:3], {0, 1, 2})]  # on base classes alone, and once for both rows
+    contract = {one["method"]: one for one in table["contract"]}
+    train = found.of(["photo"], "train")
+    assert contract["promptkd"]["counts"]["train"] == len(train) and not contract["promptkd"]["unseen"]
+    assert "Transductive: unlabelled train images of the unseen classes" in contract["promptkd"]["text"]
+    assert contract["promptkd-seen"]["counts"]["train"] == sum(sample.label < 3 for sample in train)
+    assert (
+        "Inductive" in contract["promptkd-seen"]["text"]
+        and "3 seen classes" in contract["promptkd-seen"]["text"]
+    )
+
+    # The same numbers by hand: each image alone, each class's prompt alone, each half of the classes alone.
+    stages = tmp_path / "out" / "stages"
+    (prompts,) = stages.glob("prompts-*[0-9a-f]/prompts.safetensors")
+    teacher = PromptedTeacher.load(prompts, OpenClipTeacher.load("demo"))
+    vectors = [class_vectors.compute(teacher, [name], ("{}",)).vectors[0] for name in names]
+    (evaluated, _) = stages.glob("evaluate-promptkd-[0-9a-f]*")
+    model = json.loads((evaluated / "stage.json").read_text())["inputs"]["model"]
+    session = onnxruntime.InferenceSession(stages / f"export-promptkd-{model}" / "model.onnx")
+    spec, right = PreprocessSpec(32, 32, resize="squash"), dict.fromkeys(range(5), 0.0)
+    tests = found.of(["sketch"], "test")
+    for sample in tests:
+        image = prepare(sample.path, spec)[None]
+        (embedding,) = session.run(["embedding"], {session.get_inputs()[0].name: image})
+        half = range(3) if sample.label < 3 else range(3, 5)
+        cosines = {label: float(embedding[0] @ vectors[label]) for label in half}
+        shown = sum(other.label == sample.label for other in tests)
+        right[sample.label] += (max(cosines, key=cosines.__getitem__) == sample.label) / shown
+    base, novel = sum(right[k] for k in range(3)) / 3, (right[3] + right[4]) / 2
+    row = next(row for row in table["rows"] if row["method"] == "promptkd")
+    assert row["seen_accuracy"] == pytest.approx(base) and row["accuracy"] == pytest.approx(novel)
+    assert row["harmonic_mean"] == pytest.approx(statistics.harmonic_mean([base, novel]))
+    assert row["unseen"] == list(names[3:])
