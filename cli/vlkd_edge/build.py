@@ -71,6 +71,10 @@ def check_beforehand(config: Config) -> None:
         dataset = learn.scan(config)
         free = config.distill.method == synthesising.METHOD
         images = Images.split(dataset, config.data.held_out, () if free else None)
+        if config.distill.caption_weight > 0:
+            from vlkd_distill.captions import read_captions
+
+            read_captions(Path(config.data.captions), images.train)
         needed = max(len(dataset.domains) - len(config.data.held_out), 1)
         if not free and (config.distill.batch < needed or len(images.train) < LEAST_TRAIN_IMAGES):
             msg = (

@@ -49,6 +49,8 @@ class DataConfig:
         domains: take only these domains of the folder; all when empty.
         classes: class names in label order; the folder names, sorted, when empty.
         unknown: folder of images that show none of the classes, for the guard's rejection of unknowns; none when empty.
+        captions: ``.jsonl`` or ``.csv`` file with a caption for each train image, read where
+            ``distill.caption_weight`` is above 0; see `vlkd_distill.captions`.
         stand_in: a sentence shown beside every number, if the data stand in for something else.
         demo_images: images of each class that the demo world renders in each source style.
         demo_held_out_images: the same for each held-out style; the guard needs enough of them to decide.
@@ -60,6 +62,7 @@ class DataConfig:
     domains: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     unknown: str = ""
+    captions: str = ""
     stand_in: str = ""
     demo_images: int = 20
     demo_held_out_images: int = 300
@@ -306,6 +309,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "distill.distance_weight": (0, 1000),
     "distill.contrast_weight": (0, 1000),
     "distill.proximity_weight": (0, 1000),
+    "distill.caption_weight": (0, 1000),
     "distill.divergence_weight": (0, 100_000),
     "distill.relation_weight": (0, 100_000),
     "distill.style_share": (0, 1),
@@ -356,10 +360,14 @@ def _check(config: Config) -> list[str]:
             f"distill.method: expected a method that learns from the teacher, found '{BASELINE}', the baseline that "
             "every build trains beside it."
         )
-    weights = ("cls_weight", "distance_weight", "contrast_weight", "proximity_weight")
+    weights = ("cls_weight", "distance_weight", "contrast_weight", "proximity_weight", "caption_weight")
     if not any(getattr(config.distill, name) > 0 for name in weights):
         errors.append(
             f"distill: expected one of {', '.join(weights)} above 0, found none: vlm-ood needs a loss."
+        )
+    if config.distill.caption_weight > 0 and not config.data.captions:
+        errors.append(
+            "distill.caption_weight: expected a file of captions in data.captions, found none; name one, or set 0."
         )
     devices.from_tables(config.targets, errors)
     guard = config.guard

@@ -47,9 +47,9 @@ from .stages import StageResult, Workspace, locked, versions
 _CANNOT: frozenset[MethodName] = frozenset({"erm", "kd", "data-free"})
 _OFF: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        CE_ONLY: ("distance_weight", "contrast_weight", "proximity_weight"),
-        "ce-distance": ("contrast_weight", "proximity_weight"),
-        "ce-distance-contrast": ("proximity_weight",),
+        CE_ONLY: ("distance_weight", "contrast_weight", "proximity_weight", "caption_weight"),
+        "ce-distance": ("contrast_weight", "proximity_weight", "caption_weight"),
+        "ce-distance-contrast": ("proximity_weight", "caption_weight"),
     }
 )
 """Parts of vlm-ood that can be measured by a name of their own: the weights that are 0."""
@@ -130,7 +130,7 @@ def class_disjoint(
                 done, seen = _seed(dataclasses.replace(learning, config=one), plan, unseen, seed)
                 cells += done
                 contracts += seen
-    distill = dataclasses.asdict(config.distill)
+    distill = config.distill.as_json()
     for name in ("method", "seed"):
         del distill[name]
     return DisjointTable(

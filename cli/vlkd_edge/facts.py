@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,8 @@ def contract(
     )
     nothing = method == "vlm-ood" and not config.distill.asks_about_images
     views: TeacherViews = "none" if nothing else config.distill.teacher_view
-    return DataContract.of(method, sources, config.data.held_out, views, counts, unseen)
+    captions = dataclasses.replace(config.distill, method=method).reads_captions
+    return DataContract.of(method, sources, config.data.held_out, views, counts, unseen, captions)
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,7 +131,7 @@ def leave_one_out(
 def _table(
     config: Config, plan: Plan, cells: Sequence[Cell], command: str, contracts: Sequence[Mapping[str, Any]]
 ) -> LeaveOutTable:
-    distill = dataclasses.asdict(config.distill)
+    distill = config.distill.as_json()
     for name in ("method", "seed", "processes"):
         del distill[name]
     return LeaveOutTable(
@@ -238,6 +238,8 @@ def _key(learning: learn.Learning, method: MethodName, train: str, basis: Mappin
         "prompts": dataclasses.asdict(learning.config.prompts) if method == "promptkd" else None,
         "styles": teach.style_renderer() if method == "vlkd" else None,
     }
+    if learning.settings(method).reads_captions:
+        inputs["captions"] = teach.captions_key(learning.config)
     return _digest({"method": method, **basis, **inputs})
 
 

@@ -18,6 +18,7 @@ from vlkd_distill.specs import MethodName, Settings
 from vlkd_runtime.atomic import write_bytes, write_text
 
 from . import sharded
+from .config import Config
 from .learn import Learning, load_vectors, matched, teacher_key
 from .stages import StageResult, versions
 
@@ -34,6 +35,7 @@ PARITY_IMAGES = 16
 PARITY_LOGIT_GAP = 1e-2
 PARITY_COSINE = 0.9999
 _EMBEDDINGS = "embeddings.npy"
+_CAPTIONS = "captions.npy"
 
 
 def vectors_for(
@@ -127,6 +129,7 @@ def train(
             store=store.folder,
             embeddings=None if seen.embeddings is None else folder / _EMBEDDINGS,
             styled=None if seen.styled is None else _folder_of(seen.styled.pixels),
+            captions=None if seen.captions is None else _folder_of(seen.captions) / _CAPTIONS,
             selection=seen.selection,
             views=seen.teacher is not None,
             teacher=learning.config.teacher.model,
@@ -152,6 +155,8 @@ def train(
     }
     if method == "vlkd":
         inputs["renderer"] = style_renderer()
+    if settings.reads_captions:
+        inputs["captions"] = captions_key(learning.config)
     return learning.workspace.stage(method, inputs | versions("torch", "timm", "vlkd-edge"), work)
 
 
@@ -215,7 +220,32 @@ def _training_data(
         rows = {sample.image: row for row, sample in enumerate(images.samples)}
         _, chosen = splits.source_holdout(images.samples, settings.kept_back, settings.seed)
         kept_back = tuple(rows[sample.image] for sample in chosen)
-    return feeding.TrainingData(images, cached, asked, styled, kept_back)
+    captions = _captions(learning, images.samples) if settings.reads_captions else None
+    return feeding.TrainingData(images, cached, asked, styled, kept_back, captions)
+
+
+def captions_key(config: Config) -> str:
+    """Hash of the captions' file."""
+    return hashlib.sha256(Path(config.data.captions).read_bytes()).hexdigest()
+
+
+def _captions(learning: Learning, samples: Sequence[Sample]) -> npt.NDArray[np.float32]:
+    """The teacher's embeddings of the images' captions, asked for once."""
+    import numpy as np
+
+    from vlkd_distill.captions import embed_captions, read_captions
+
+    captions = read_captions(Path(learning.config.data.captions), samples)
+
+    def work(folder: Path) -> None:
+        with learning.live.task("embedding captions", len(captions)) as advance:
+            embed_captions(learning.teacher(), captions, folder / _CAPTIONS, advance)
+
+    said = hashlib.sha256(json.dumps(captions).encode()).hexdigest()
+    inputs = {"teacher": teacher_key(learning.config), "captions": said}
+    stage = learning.workspace.stage("captions", inputs, work)
+    mapped: npt.NDArray[np.float32] = np.load(stage.folder / _CAPTIONS, mmap_mode="r", allow_pickle=False)
+    return mapped
 
 
 def _styled(

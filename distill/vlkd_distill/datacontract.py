@@ -43,6 +43,7 @@ class Needs:
     text: str
 
 
+_CAPTIONS = "Each training image's caption is embedded by the teacher and learned from, too."
 _TAUGHT = "Learns from labelled images of the source domains and from the teacher's embeddings of them; "
 
 NEEDS: dict[str, Needs] = {
@@ -132,6 +133,7 @@ class DataContract:
         teacher_views: what the teacher embeds: the student's augmented views, each clean image once, or none.
         counts: of images.
         unseen: classes whose images are only measured on.
+        captions: whether captions of the training images are used.
     """
 
     method: str
@@ -142,6 +144,7 @@ class DataContract:
     teacher_views: TeacherViews
     counts: Counts
     unseen: tuple[str, ...] = ()
+    captions: bool = False
 
     def __post_init__(self) -> None:
         needs = describe(self.method)
@@ -171,6 +174,7 @@ class DataContract:
         teacher_views: TeacherViews,
         counts: Counts,
         unseen: Iterable[str] = (),
+        captions: bool = False,
     ) -> DataContract:
         """The contract that a method asks for; one that asks no teacher has no views, whatever is given.
 
@@ -180,19 +184,25 @@ class DataContract:
         needs = describe(method)
         views: TeacherViews = teacher_views if needs.teacher_images else "none"
         domains = tuple(sources), tuple(held_out)
-        return cls(method, *domains, needs.labels, needs.unlabelled_images, views, counts, tuple(unseen))
+        used = needs.labels, needs.unlabelled_images
+        return cls(method, *domains, *used, views, counts, tuple(unseen), captions)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, with what the method asks for in words."""
-        return {"text": self.text} | dataclasses.asdict(self)
+        plain = dataclasses.asdict(self)
+        if not self.captions:  # which earlier results do not have
+            del plain["captions"]
+        return {"text": self.text} | plain
 
     @property
     def text(self) -> str:
         """What the method looks at, as a sentence or two."""
         needs = describe(self.method)
+        captions = f" {_CAPTIONS}" if self.captions else ""
         if needs.teacher_images and self.teacher_views == "none":
-            return "Learns from labelled images of the source domains and from the class texts; no image is embedded."
-        return needs.text
+            text = "Learns from labelled images of the source domains and from the class texts; no image is embedded."
+            return text + captions
+        return needs.text + captions
 
     def banner(self) -> tuple[str, ...]:
         """The contract in lines for people, to show before any work."""

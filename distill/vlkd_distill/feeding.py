@@ -38,6 +38,7 @@ class TrainingData:
         teacher: for ``same_aug`` views.
         styled: style views of the same images, if the method asks for them.
         selection: rows of the store that choose the weights instead of making them.
+        captions: the teacher's embeddings of the images' captions ``(N, D)``, if the method asks for them.
     """
 
     store: PixelStore
@@ -45,6 +46,7 @@ class TrainingData:
     teacher: Teacher | None
     styled: StyledStore | None = None
     selection: tuple[int, ...] = ()
+    captions: npt.NDArray[np.float32] | None = None
     rows: npt.NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -73,7 +75,7 @@ class Feed:
         self._how, self._ring = how or Augmentation(), ring
         self._labels = torch.from_numpy(data.store.labels)
         drawn = () if data.styled is None else (data.styled.pixels, data.styled.embeddings)
-        self._ebb = Ebb(data.store.pixels, data.embeddings, *drawn)
+        self._ebb = Ebb(data.store.pixels, data.embeddings, data.captions, *drawn)
 
     def views(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Batch]:
         """Random views of the rows ``(B,)`` and what the loss may look at.
@@ -90,7 +92,7 @@ class Feed:
             pixels[drawn] = data.styled.pixels[own_styles[drawn], own[drawn]]
         self._ebb.touch(2 * pixels.nbytes)
         views = random_views(torch.from_numpy(pixels), self._how, generator, (part, len(rows)))
-        return views, Batch(self._labels[rows], self._target(views, at, styles))
+        return views, Batch(self._labels[rows], self._target(views, at, styles), self._captions(at))
 
     def clean(self, rows: Tensor) -> Batch:
         """What the loss may look at besides cached features of the clean images."""
@@ -98,7 +100,10 @@ class Feed:
         if self._method.needs_teacher and self._data.embeddings is not None:
             target = torch.from_numpy(self._data.embeddings[rows.numpy()])
             self._ebb.touch(target.nbytes)
-        return Batch(self._labels[rows], target)
+        return Batch(self._labels[rows], target, self._captions(rows.numpy()))
+
+    def _captions(self, rows: npt.NDArray[np.int64]) -> Tensor | None:
+        return None if self._data.captions is None else torch.from_numpy(self._data.captions[rows])
 
     def _styles(self, count: int, generator: torch.Generator) -> npt.NDArray[np.int64]:
         """Style of each view, -1 for the image as it is; draws nothing where there are no styles."""

@@ -146,6 +146,27 @@ def language_proximity(student: Tensor, teacher: Tensor, labels: Tensor, nearest
     return (each * right).sum() / right.sum().clamp(min=1)
 
 
+def caption_contrast(student: Tensor, captions: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of finding an image's own caption among those of the batch.
+
+    Captions of other images of the same class are no negatives: they may say the same.
+
+    Args:
+        student: ``(B, D)``, any length.
+        captions: the teacher's embeddings of the images' captions, ``(B, D)``, any length; takes no gradient.
+        labels: ``(B,)`` int64.
+        temperature: tau; the authors' code leaves it out, which is 1.
+
+    References:
+        VLM-OOD, its auxiliary captions.
+    """
+    similarity = unit(student) @ unit(captions.detach()).t() / temperature
+    same = labels[:, None] == labels[None, :]
+    same.fill_diagonal_(False)
+    own = torch.arange(len(similarity), device=similarity.device)
+    return F.cross_entropy(similarity.masked_fill(same, -torch.inf), own)
+
+
 def relation(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of the cosines between different samples of the batch; 0 for a single one.
 

@@ -114,7 +114,7 @@ class VlmOod(_ByVectors):
         self.needs_teacher = settings.asks_about_images
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """L_cls + L_mse + L_im-cst + L_vlprox, each by its weight; similarities divided by ``text_temperature``."""
+        """L_cls + L_mse + L_im-cst + L_vlprox (+ L_cap), each by its weight; similarities are divided by tau."""
         how, tau = self._settings, self._settings.text_temperature
         student = losses.unit(outputs) @ self._vectors.t() / tau
         # A term that is off is not computed: zero times a loss that overflows is not zero.
@@ -129,6 +129,9 @@ class VlmOod(_ByVectors):
             teacher = losses.unit(_target(batch)) @ self._vectors.t() / tau
             nearest = losses.language_proximity(student, teacher, batch.labels, how.nearest_texts)
             terms.append(how.proximity_weight * nearest)
+        if how.caption_weight > 0:
+            caption = losses.caption_contrast(outputs, _captions(batch), batch.labels, tau)
+            terms.append(how.caption_weight * caption)
         return torch.stack(terms).sum()
 
 
@@ -232,6 +235,13 @@ def _target(batch: Batch) -> Tensor:
         msg = "A method that learns from the teacher was given a batch without its embeddings."
         raise RuntimeError(msg)
     return batch.image_target
+
+
+def _captions(batch: Batch) -> Tensor:
+    if batch.caption_target is None:
+        msg = "A method that learns from captions was given a batch without their embeddings."
+        raise RuntimeError(msg)
+    return batch.caption_target
 
 
 METHODS: dict[MethodName, type[Erm | Kd | Vl2vAdip | Vl2vSd | PromptKd | VlmOod | DataFree | Vlkd]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -44,6 +45,7 @@ class Settings:
         distance_weight: of their squared distance to the teacher's unit embedding.
         contrast_weight: of its image-to-image InfoNCE.
         proximity_weight: of its vision-language proximity.
+        caption_weight: of vlm-ood's contrast with captions, which are then read from ``data.captions``.
         relation_weight: of vlkd's relations between samples.
         style_share: chance that vlkd shows a style view instead of the image.
         styles: the styles it draws; see ``vlkd_distill.stylise``.
@@ -80,6 +82,7 @@ class Settings:
     distance_weight: float = 1.0
     contrast_weight: float = 1.0
     proximity_weight: float = 1.0
+    caption_weight: float = 0.0
     relation_weight: float = 0.0
     style_share: float = 0.5
     styles: tuple[StyleName, ...] = ("pencil", "edges", "poster", "grey", "paint", "palette")
@@ -102,10 +105,23 @@ class Settings:
         """Whether vlm-ood has a term on; all but its cross-entropy look at the teacher's image embeddings."""
         return self.distance_weight > 0 or self.contrast_weight > 0 or self.proximity_weight > 0
 
+    @property
+    def reads_captions(self) -> bool:
+        """Whether the method looks at captions of the images."""
+        return self.method == "vlm-ood" and self.caption_weight > 0
+
     def used(self) -> dict[str, Any]:
         """The values that this method reads: what its result depends on."""
         judging = ("kept_back", "judgements") if self.judges else ()
-        return {name: getattr(self, name) for name in (*_SHARED, *judging, *_READ[self.method])}
+        captions = ("caption_weight",) if self.reads_captions else ()
+        return {name: getattr(self, name) for name in (*_SHARED, *judging, *captions, *_READ[self.method])}
+
+    def as_json(self) -> dict[str, Any]:
+        """All values, to write beside results; an option that is off and younger than some results is left out."""
+        plain = dataclasses.asdict(self)
+        if self.caption_weight == 0:
+            del plain["caption_weight"]
+        return plain
 
 
 _SHARED = ("method", "epochs", "lr", "batch", "weight_decay", "batch_norm", "precision", "weights", "seed")

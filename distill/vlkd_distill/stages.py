@@ -40,10 +40,12 @@ class Batch:
     Attributes:
         labels: ``(B,)`` int64.
         image_target: the teacher's embeddings of these images or views ``(B, D)``; None if not asked for.
+        caption_target: its embeddings of the images' captions ``(B, D)``; None without captions.
     """
 
     labels: Tensor
     image_target: Tensor | None
+    caption_target: Tensor | None = None
 
 
 class Method(Protocol):

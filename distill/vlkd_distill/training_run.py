@@ -34,6 +34,7 @@ class TrainingRun:
         store: folder of the pixel store.
         embeddings: file of the teacher's embeddings of the clean images; None if the method asks for none.
         styled: folder of the style views; None if the method shows none.
+        captions: file of its embeddings of their captions; None if the method reads none.
         selection: rows that choose the weights instead of making them.
         views: whether the teacher embeds the views.
         teacher: its name.
@@ -49,6 +50,7 @@ class TrainingRun:
     store: Path
     embeddings: Path | None
     styled: Path | None
+    captions: Path | None
     selection: tuple[int, ...]
     views: bool
     teacher: str
@@ -84,12 +86,14 @@ class TrainingRun:
 
     def open(self) -> TrainingData:
         """Open what lies on disk."""
-        embeddings = None
-        if self.embeddings is not None:
-            embeddings = np.load(self.embeddings, mmap_mode="r", allow_pickle=False)
+        embeddings, captions = (
+            None if path is None else np.load(path, mmap_mode="r", allow_pickle=False)
+            for path in (self.embeddings, self.captions)
+        )
         styled = None if self.styled is None else StyledStore.open(self.styled, self.settings.styles)
         store = PixelStore.open(self.store, self.samples)
-        return TrainingData(store, embeddings, self._load() if self.views else None, styled, self.selection)
+        teacher = self._load() if self.views else None
+        return TrainingData(store, embeddings, teacher, styled, self.selection, captions)
 
     def _load(self) -> Teacher:
         return teacher_loading.load(self.teacher, self.cache)

@@ -71,6 +71,7 @@ def training_run(root: Path, count: int, method: str, epochs: int) -> TrainingRu
         store=folder,
         embeddings=folder / "embeddings.npy",
         styled=None,
+        captions=None,
         selection=(),
         views=False,
         teacher="none",
