@@ -36,7 +36,7 @@ from vlkd_runtime.strictjson import Fields, JsonProblems, parse
 
 from .answers import FloatArray, refuse_not_finite, unit_rows
 from .quiet import first_line, quiet
-from .teacher_names import check_name, teacher_key
+from .teacher_names import HF_INSTALL, check_name, teacher_key
 
 Tokenize = Callable[[Sequence[str]], tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]
 
@@ -287,7 +287,7 @@ def _tokenizer(spec: PairSpec, folder: Path) -> Tokenize:
     try:
         import tokenizers  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError as error:
-        msg = f"{folder}: its tokenizer.json needs the package tokenizers: pip install tokenizers."
+        msg = f"{folder}: its tokenizer.json needs the package tokenizers: {HF_INSTALL}."
         raise UnavailableError(msg) from error
     try:
         reader: Any = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))

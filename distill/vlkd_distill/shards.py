@@ -335,7 +335,7 @@ def _library() -> Any:
     try:
         return importlib.import_module("webdataset")
     except ImportError as error:
-        msg = "Shards at an address need the package webdataset, which is not installed: pip install webdataset."
+        msg = "Shards at an address need webdataset, which is not installed: pip install 'vlkd-edge[shards]'."
         raise UnavailableError(msg) from error
 
 

@@ -18,6 +18,7 @@ import importlib.util
 import json
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -27,9 +28,10 @@ Form: TypeAlias = Literal["demo", "local-dir", "onnx-pair", "store", "call", "hf
 
 DEMO = "demo"
 PAIR_FILES = ("image.onnx", "text.onnx", "teacher.json")
-HF_INSTALL = 'pip install "transformers>=5"'
+HF_INSTALL = "pip install 'vlkd-edge[hf]'"
 _DEMO_FOLDER = Path(__file__).parent / "demo" / "teacher"
 _PREFIXED: tuple[Form, ...] = ("local-dir", "onnx-pair", "store", "call", "hf-dir", "hf")
+_HF_MAJOR = 5
 _IN_FOLDERS = ("local-dir", "onnx-pair", "hf-dir")
 
 
@@ -90,8 +92,26 @@ def check_name(name: str) -> None:
         store_files(rest)
     elif form == "call":
         _find_module(call_parts(name)[0].split(".")[0])  # of a submodule, this would import its parents
-    if form in ("hf", "hf-dir") and importlib.util.find_spec("transformers") is None:
-        msg = f"The teacher '{name}' needs transformers, which is not installed: {HF_INSTALL}."
+    if form in ("hf", "hf-dir"):
+        check_transformers(f"The teacher '{name}'")
+
+
+def check_transformers(who: str) -> None:
+    """Refuse where transformers is missing, or as old as the extra ``optimum`` wants it; nothing is imported.
+
+    Raises:
+        UnavailableError: as said, with the extra to install.
+    """
+    try:
+        found = version("transformers")
+    except PackageNotFoundError:
+        msg = f"{who} needs transformers, which is not installed: {HF_INSTALL}."
+        raise UnavailableError(msg) from None
+    if not found.partition(".")[0].isdecimal() or int(found.partition(".")[0]) < _HF_MAJOR:
+        msg = (
+            f"{who} needs transformers {_HF_MAJOR} or newer, found {found}: {HF_INSTALL}, in another environment than "
+            "the extra 'optimum', which loads exported bundles and wants an older one."
+        )
         raise UnavailableError(msg)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
@@ -251,9 +251,27 @@ def test_folders_with_other_files(tmp_path: Path) -> None:
         check_name(f"onnx-pair:{tmp_path}")
 
 
-def test_a_missing_package_is_named_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UnavailableError, match="needs transformers, which is not installed"):
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        pytest.param(
+            None, r"needs transformers, which is not installed: pip install 'vlkd-edge\[hf\]'", id="none"
+        ),
+        pytest.param(
+            "4.57.1", r"5 or newer, found 4\.57\.1: .*\[hf\]', in another environment .* 'optimum'", id="old"
+        ),
+    ],
+)
+def test_a_missing_package_is_named_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, found: str | None, message: str
+) -> None:
+    def version(name: str) -> str:
+        if found is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(teacher_names, "version", version)
+    with pytest.raises(UnavailableError, match=message):
         check_name("hf:some/clip")
 
 

@@ -327,5 +327,5 @@ def test_the_library_is_asked_for_only_for_addresses(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(shards_module.importlib, "import_module", missing)
     webdata.import_shards([pack(tmp_path / "photo-0.tar", *good("a"))], SPEC, tmp_path / "out")
-    with pytest.raises(UnavailableError, match="pip install webdataset"):
+    with pytest.raises(UnavailableError, match=r"pip install 'vlkd-edge\[shards\]'"):
         shards_module.find_shards("wds:https://example.org/photo-{000000..000001}.tar")
