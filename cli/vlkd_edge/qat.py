@@ -20,6 +20,7 @@ from vlkd_compress.ladder import Rung
 from vlkd_compress.qat.settings import QatSettings
 from vlkd_compress.recipes import Recipe
 from vlkd_distill.data import content_key
+from vlkd_distill.datacontract import forbid
 from vlkd_runtime.atomic import write_text
 from vlkd_runtime.errors import RefusalError
 from vlkd_runtime.preprocess import prepare
@@ -104,7 +105,8 @@ def _start(climber: Climber, lessons: Lessons, head: Recipe) -> Start:
         from vlkd_compress.qat.quantize import quantize_with_training
         from vlkd_compress.qat.training import steps
 
-        images = np.stack([prepare(sample.path, task.spec) for sample in samples])
+        with forbid(sample.path for sample in task.guarded):
+            images = np.stack([prepare(sample.path, task.spec) for sample in samples])
         with climber.live.task(f"training {NAME}", steps(len(images), lessons.settings)) as advance:
             report = quantize_with_training(
                 climber.calibration(),

@@ -86,6 +86,20 @@ def test_soft_divergence_is_the_mean_over_samples_times_the_squared_temperature(
     assert found == pytest.approx(temperature**2 * by_hand, rel=1e-4)
 
 
+def test_the_gradient_of_the_soft_divergence_has_the_same_size_at_every_temperature() -> None:
+    # For large T the gradient goes to (centred student - centred teacher) / (N C): no T is left in it.
+    teacher, sizes = rows(6, 5, 1), []
+    for temperature in (1.0, 4.0, 50.0):
+        student = rows(6, 5, 0).requires_grad_()
+        losses.soft_divergence(student, teacher, temperature).backward()
+        assert student.grad is not None
+        sizes.append(student.grad.norm().item())
+    gap = (student - teacher).detach().double().numpy()
+    limit = (gap - gap.mean(axis=1, keepdims=True)) / gap.size
+    assert student.grad.numpy() == pytest.approx(limit, rel=0.1, abs=2e-3)
+    assert max(sizes) < 2 * min(sizes)
+
+
 def test_soft_divergence_of_equal_logits_is_zero_and_teaches_nothing_to_the_teacher() -> None:
     student, teacher = rows(3, 4, 0).requires_grad_(), rows(3, 4, 0).requires_grad_()
     loss = losses.soft_divergence(student, teacher, 2.0)
