@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -46,6 +48,14 @@ SettingsWords = Annotated[
     list[str] | None, typer.Option("--set", help="section.key=value: override any setting.")
 ]
 Dataset = Annotated[str | None, typer.Option(help="Folder laid out as <domain>/<class>/<image>, or 'demo'.")]
+Domains = Annotated[str, typer.Option(help="Domains to take, with commas between them; all if empty.")]
+LeftOut = Annotated[str, typer.Option(help="Domains to leave out, one at a time, or 'all'.")]
+ClassNames = Annotated[str | None, typer.Option(help="Class names in label order, with commas between them.")]
+NamesFrom = Annotated[Path | None, typer.Option(help="Text file with one class name a line, in label order.")]
+ClassesOf = Annotated[
+    str | None, typer.Option(help="Take the classes of a folder <domain>/<class>/<image>, or of 'demo'.")
+]
+TeacherFolder = Annotated[Path | None, typer.Option(help="Where an exported teacher is kept.")]
 Seeds = Annotated[str, typer.Option(help="Seeds, with commas between them.")]
 
 
@@ -57,6 +67,26 @@ def stderr() -> Console:
 def stdout() -> Console:
     """For results that people read."""
     return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 110)
+
+
+@contextlib.contextmanager
+def interruptible(kept: str = "What is finished is kept; the same command goes on.") -> Iterator[None]:
+    """Turn an interrupt into one line that says what is kept, and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"Interrupted. {kept}", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def answer(as_json: bool, plain: object, markdown: str) -> None:
+    """Print a result: one JSON object for programs, or a table for people."""
+    if as_json:
+        print(json.dumps(plain))
+    else:
+        from rich.markdown import Markdown
+
+        stdout().print(Markdown(markdown))
 
 
 def choice(option: str, value: str, allowed: Sequence[Word]) -> Word:

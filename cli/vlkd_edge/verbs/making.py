@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..options import CacheFolder, ConfigFile, Json, OutFolder, SettingsWords, Variables, stderr, stdout
+from ..options import (
+    CacheFolder,
+    ClassesOf,
+    ClassNames,
+    ConfigFile,
+    Json,
+    NamesFrom,
+    OutFolder,
+    SettingsWords,
+    TeacherFolder,
+    Variables,
+    answer,
+    interruptible,
+    stderr,
+    stdout,
+)
 
 
 def build(
@@ -31,29 +45,20 @@ def build(
     settings = list(setting or [])
     if target is not None:
         settings.append(f'target="{target}"')
-    try:
+    with interruptible():
         own_data = any(setting.startswith("data.root=") for setting in settings)
         recipe = config or (None if own_data else configuration.DEMO)
         loaded = configuration.load(recipe, var or [], settings)
         outcome = run(loaded, out, cache or out / "cache", stderr())
-    except KeyboardInterrupt:
-        print("Interrupted. What is finished is kept; the same command goes on.", file=sys.stderr)
-        raise typer.Exit(130) from None
     if as_json:
         print(outcome.json_text)
     raise typer.Exit(outcome.exit_code)
 
 
 def vectors(
-    names: Annotated[
-        str | None, typer.Option(help="Class names in label order, with commas between them.")
-    ] = None,
-    names_from: Annotated[
-        Path | None, typer.Option(help="Text file with one class name a line, in label order.")
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Take the classes of a folder <domain>/<class>/<image>, or of 'demo'.")
-    ] = None,
+    names: ClassNames = None,
+    names_from: NamesFrom = None,
+    dataset: ClassesOf = None,
     teacher: Annotated[
         str, typer.Option(help="'demo', 'local-dir:<folder>' or '<architecture>:<pretrained tag>'.")
     ] = "demo",
@@ -76,7 +81,7 @@ def vectors(
     near: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Cosine from which two classes count as too alike.")
     ] = 0.98,
-    cache: Annotated[Path | None, typer.Option(help="Where an exported teacher is kept.")] = None,
+    cache: TeacherFolder = None,
     as_json: Json = False,
 ) -> None:
     """Embed class names once, look the vectors over, and show which classes lie close together."""
@@ -92,21 +97,15 @@ def vectors(
 
 
 def synth(
-    names: Annotated[
-        str | None, typer.Option(help="Class names in label order, with commas between them.")
-    ] = None,
-    names_from: Annotated[
-        Path | None, typer.Option(help="Text file with one class name a line, in label order.")
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Take the classes of a folder <domain>/<class>/<image>, or of 'demo'.")
-    ] = None,
+    names: ClassNames = None,
+    names_from: NamesFrom = None,
+    dataset: ClassesOf = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", "-c", help="vlkd.toml with a 'synthesis' section; the demo's if absent."),
     ] = None,
     out: OutFolder = Path("vlkd-out/synth"),
-    cache: Annotated[Path | None, typer.Option(help="Where an exported teacher is kept.")] = None,
+    cache: TeacherFolder = None,
     var: Variables = None,
     setting: Annotated[
         list[str] | None,
@@ -124,11 +123,8 @@ def synth(
 
     classes = class_names(Request(names, names_from, dataset))
     loaded = configuration.load(config, var or [], setting or [])
-    try:
+    with interruptible():
         made = run(classes or (), loaded, out, cache or out / "cache", stderr())
-    except KeyboardInterrupt:
-        print("Interrupted. What is finished is kept; the same command goes on.", file=sys.stderr)
-        raise typer.Exit(130) from None
     if as_json:
         print(json.dumps(made))
     else:
@@ -235,15 +231,7 @@ def compress(
         seed=seed,
         qat_epochs=qat_epochs,
     )
-    try:
+    with interruptible():
         outcome = run(request, out, stderr())
-    except KeyboardInterrupt:
-        print("Interrupted. What is finished is kept; the same command goes on.", file=sys.stderr)
-        raise typer.Exit(130) from None
-    if as_json:
-        print(json.dumps(outcome.plain))
-    else:
-        from rich.markdown import Markdown
-
-        stdout().print(Markdown(outcome.text))
+    answer(as_json, outcome.plain, outcome.text)
     raise typer.Exit(outcome.exit_code)

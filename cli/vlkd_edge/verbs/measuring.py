@@ -15,15 +15,19 @@ from ..options import (
     CacheFolder,
     ConfigFile,
     Dataset,
+    Domains,
     EngineName,
     Json,
+    LeftOut,
     OutFolder,
     Seeds,
     SettingsWords,
     TableName,
     Variables,
+    answer,
     choice,
     command_words,
+    interruptible,
     stderr,
     stdout,
 )
@@ -38,9 +42,7 @@ def bench(
         Path | None,
         typer.Option(help="Folder laid out as <domain>/<class>/<image>: measure accuracy on it as well."),
     ] = None,
-    domains: Annotated[
-        str, typer.Option(help="Domains to take, with commas between them; all if empty.")
-    ] = "",
+    domains: Domains = "",
     split: Annotated[
         str, typer.Option(help="'all' images of the folder, or the 'test' ones that no build trains on.")
     ] = "all",
@@ -126,7 +128,7 @@ def bench(
         kept.extend(records)
 
     show = (Watching if watch else Live)(stderr())
-    try:
+    with interruptible("No record was written."):
         if on is not None:
             from ..over_ssh.connection import Way
             from ..over_ssh.session import Remote, bench_on
@@ -138,9 +140,6 @@ def bench(
 
             _only_with_on(python != "python3", ssh_option, remote_data, clean)
             keep([found for found in run(request, show) if found is not None])
-    except KeyboardInterrupt:
-        print("Interrupted. No record was written.", file=sys.stderr)
-        raise typer.Exit(130) from None
     if as_json:
         print(json.dumps(kept[0].to_record().to_json(), allow_nan=False))
     else:
@@ -164,7 +163,7 @@ def bench_dg(
     methods: Annotated[
         str, typer.Option(help="Methods, with commas between them.")
     ] = "erm,kd,vl2v-adip,vlkd",
-    held_out: Annotated[str, typer.Option(help="Domains to leave out, one at a time, or 'all'.")] = "all",
+    held_out: LeftOut = "all",
     seeds: Seeds = "0",
     config: ConfigFile = None,
     out: OutFolder = Path("vlkd-out/dg"),
@@ -193,23 +192,15 @@ def bench_dg(
     plan = parse_plan(methods, held_out, seeds, KNOWN)
     settings = [*(setting or []), *([f"data.root={dataset}"] if dataset is not None else [])]
     loaded = configuration.load(config, var or [], settings)
-    try:
+    with interruptible():
         words = command_line(["dg"], plan, config, var or [], setting or [], dataset)
         earlier = LeaveOutTable.read(add_to) if add_to is not None and add_to.exists() else None
         table = leave_one_out(loaded, plan, out, cache or out / "cache", stderr(), words, earlier)
-    except KeyboardInterrupt:
-        print("Interrupted. What is finished is kept; the same command goes on.", file=sys.stderr)
-        raise typer.Exit(130) from None
     if add_to is not None:
         write(table, add_to.parent, add_to.stem)
     else:
         write(table, out, name)
-    if as_json:
-        print(json.dumps(table.as_json()))
-    else:
-        from rich.markdown import Markdown
-
-        stdout().print(Markdown(table.markdown()))
+    answer(as_json, table.as_json(), table.markdown())
 
 
 def bench_disjoint(
@@ -220,7 +211,7 @@ def bench_disjoint(
     unseen: Annotated[
         str, typer.Option(help="Unseen classes: a share, a number, names, or 'novel' for the second half.")
     ] = "0.5",
-    held_out: Annotated[str, typer.Option(help="Domains to leave out, one at a time, or 'all'.")] = "all",
+    held_out: LeftOut = "all",
     seeds: Annotated[
         str, typer.Option(help="Seeds of training and of the draw of unseen classes, with commas.")
     ] = "0",
@@ -243,21 +234,13 @@ def bench_disjoint(
     plan = parse_plan(methods, held_out, seeds, KNOWN)
     settings = [*(setting or []), *([f"data.root={dataset}"] if dataset is not None else [])]
     loaded = configuration.load(config, var or [], settings)
-    try:
+    with interruptible():
         words = command_line(
             ["disjoint", "--unseen", unseen], plan, config, var or [], setting or [], dataset
         )
         table = class_disjoint(loaded, plan, unseen, out, cache or out / "cache", stderr(), words)
-    except KeyboardInterrupt:
-        print("Interrupted. What is finished is kept; the same command goes on.", file=sys.stderr)
-        raise typer.Exit(130) from None
     write(table, out, name)
-    if as_json:
-        print(json.dumps(table.as_json()))
-    else:
-        from rich.markdown import Markdown
-
-        stdout().print(Markdown(table.markdown()))
+    answer(as_json, table.as_json(), table.markdown())
 
 
 def bench_data_free(
@@ -289,18 +272,10 @@ def bench_data_free(
     settings = [*(setting or []), *([f"data.root={dataset}"] if dataset is not None else [])]
     loaded = configuration.load(config, [], settings)
     words = command_line(plan, config, setting or [], note or [], dataset)
-    try:
+    with interruptible():
         table = run(loaded, plan, out, cache or out / "cache", stderr(), words, note or ())
-    except KeyboardInterrupt:
-        print("Interrupted. What is finished is kept; the same command goes on.", file=sys.stderr)
-        raise typer.Exit(130) from None
     write(table, out, name)
-    if as_json:
-        print(json.dumps(table.as_json()))
-    else:
-        from rich.markdown import Markdown
-
-        stdout().print(Markdown(table.markdown()))
+    answer(as_json, table.as_json(), table.markdown())
 
 
 def align(
@@ -314,9 +289,7 @@ def align(
     teacher: Annotated[
         str | None, typer.Option(help="Teacher to compare with; the bundle's own if absent.")
     ] = None,
-    domains: Annotated[
-        str, typer.Option(help="Domains to take, with commas between them; all if empty.")
-    ] = "",
+    domains: Domains = "",
     split: Annotated[
         str, typer.Option(help="'test': images that no build trains on; 'all': every image.")
     ] = "test",
@@ -336,19 +309,11 @@ def align(
 ) -> None:
     """Measure how much of the teacher's space a bundle's student kept: distances, neighbours, rankings."""
     from ..aligning import Request, run
+    from ..parsing import words
 
-    chosen = tuple(word.strip() for word in domains.split(",") if word.strip())
     request = Request(
-        bundle, images, teacher, chosen, split, engine, threads, most_queries, seed, demo_images
+        bundle, images, teacher, words(domains), split, engine, threads, most_queries, seed, demo_images
     )
-    try:
+    with interruptible("Teacher embeddings that are finished are kept."):
         made = run(request, out, cache or out / "cache", stderr(), name=name)
-    except KeyboardInterrupt:
-        print("Interrupted. Teacher embeddings that are finished are kept.", file=sys.stderr)
-        raise typer.Exit(130) from None
-    if as_json:
-        print(json.dumps(made.as_json()))
-    else:
-        from rich.markdown import Markdown
-
-        stdout().print(Markdown(made.markdown()))
+    answer(as_json, made.as_json(), made.markdown())
