@@ -126,7 +126,7 @@ class CompressConfig:
         minutes: after this long no further candidate is begun.
         calibration_images: train images of the source domains that set the scales.
         calibration: ``even`` takes as many of each domain and class; ``coverage`` takes images that leave no
-            part of the teacher's embedding space uncovered.
+            part of the teacher's embedding space uncovered; ``styles`` offers style views of some of them, too.
         qat_epochs: passes over the train images in quantization-aware training, which is tried when nothing else
             in INT8 passed; 0 leaves it out.
     """
@@ -136,7 +136,7 @@ class CompressConfig:
     trials: int = 8
     minutes: float = 30.0
     calibration_images: int = 256
-    calibration: Literal["even", "coverage"] = "even"
+    calibration: Literal["even", "coverage", "styles"] = "even"
     qat_epochs: int = 2
 
 

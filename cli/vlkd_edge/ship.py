@@ -18,7 +18,6 @@ from vlkd_bench.paired import GuardBudget
 from vlkd_bench.predictions import PredictionRow, evaluate, read_predictions, write_predictions
 from vlkd_bench.samples import Sample
 from vlkd_compress import record
-from vlkd_compress.calibration import select_by_coverage, select_calibration
 from vlkd_compress.guard import Candidate, Trial
 from vlkd_compress.ladder import Climb, Limits
 from vlkd_compress.qat.settings import QatSettings
@@ -31,7 +30,7 @@ from vlkd_runtime.golden import Golden
 from vlkd_runtime.preprocess import PreprocessSpec, prepare
 from vlkd_runtime.vectors import ClassVectors
 
-from . import qat
+from . import calibrating, qat
 from .climbing import Climber, Task, dialect_of, recipes
 from .config import Config
 from .progress import Live
@@ -153,7 +152,9 @@ def compress(
         names=ship.vectors.names,
         logit_scale=ship.vectors.logit_scale,
         dialect=dialect_of(target),
-        calibration=_calibration(ship, calibration, embed),
+        calibration=calibrating.choose(
+            config, ship.workspace, ship.live, calibration, ship.vectors.teacher_fingerprint, embed
+        ),
         guarded=tuple(guarded),
         reference=tuple(reference),
         threads=config.bench.threads,
@@ -187,32 +188,6 @@ def compress(
     shown = outcome.chosen or outcome.trials[-1].candidate
     judged = climber.floating(shown.name)
     return Compressed(outcome.chosen, key, outcome.trials, outcome.budget, climb, judged, size)
-
-
-def _calibration(
-    ship: Shipping,
-    samples: Sequence[Sample],
-    embed: Callable[[Sequence[Sample]], npt.NDArray[np.float32]],
-) -> tuple[Sample, ...]:
-    """Choose the images that set the scales."""
-    config = ship.config
-    count, seed, held_out = config.compress.calibration_images, config.distill.seed, config.data.held_out
-    if config.compress.calibration == "even":
-        return select_calibration(samples, count, seed=seed, forbidden_domains=held_out)
-
-    def work(folder: Path) -> None:
-        chosen = select_by_coverage(samples, embed(samples), count, seed=seed, forbidden_domains=held_out)
-        write_text(folder / "images.json", json.dumps([sample.image for sample in chosen]))
-
-    inputs = {
-        "images": content_key(samples),
-        "teacher": ship.vectors.teacher_fingerprint,
-        "count": count,
-        "seed": seed,
-    }
-    stage = ship.workspace.stage("calibration", inputs | versions("vlkd-edge"), work)
-    by_name = {sample.image: sample for sample in samples}
-    return tuple(by_name[image] for image in json.loads((stage.folder / "images.json").read_text()))
 
 
 def precision(candidate: Candidate) -> str:
