@@ -40,7 +40,7 @@ from vlkd_runtime.vectors import ClassVectors
 THREADS = 2
 SIZE = 64
 PER_CLASS = 10
-ROUNDS = 5
+ROUNDS = 3
 PLAIN: MethodName = "erm"
 METHODS: tuple[MethodName, ...] = ("kd", "vl2v-adip", "vlm-ood", "vlkd")
 MEMORY_IMAGES = 400

@@ -11,11 +11,14 @@ Letters used in shapes: N images, T stored texts, D embedding size, H and W pixe
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
@@ -25,11 +28,14 @@ from vlkd_runtime.strictjson import JsonProblems, parse
 from vlkd_runtime.tensorfile import read_tensors
 
 from .answers import FloatArray, few, refuse_not_finite, unit_rows
+from .mapped import Ebb
 from .teacher_names import content_key
 
 STORE_FORMAT = "vlkd-embedding-store/1"
 # Two copies of one image may have been embedded in different batches; more than this is another embedding.
 _SAME = 1e-3
+_KEY = 32
+_AT_ONCE = 1024
 
 
 class StoreTeacher:
@@ -59,11 +65,10 @@ class StoreTeacher:
                 raise DataError(msg)
         self.dim, self.logit_scale = first.dim, first.logit_scale
         self.fingerprint = content_key(files)
-        self._images: dict[bytes, FloatArray] = {}
+        self._images = _Index([(part.where, part.keys, part.images) for part in parts])
         self._texts: dict[bytes, FloatArray] = {}
         for part in parts:
-            _merge(self._images, part.images, part.where, "image file with SHA-256")
-            _merge(self._texts, part.texts, part.where, "text with SHA-256")
+            _merge(self._texts, part.texts, part.where)
 
     def embed_samples(self, samples: Sequence[Sample]) -> FloatArray:
         """Look images up by the content of their files: unit rows ``(N, D)``.
@@ -71,16 +76,8 @@ class StoreTeacher:
         Raises:
             DataError: images are not in the store, or their embeddings are not finite.
         """
-        keys = [hashlib.sha256(sample.path.read_bytes()).digest() for sample in samples]
-        missing = [sample.path for sample, key in zip(samples, keys, strict=True) if key not in self._images]
-        if missing:
-            msg = (
-                f"The store '{self.name}' has no embedding of {len(missing)} of {len(samples)} images: {few(missing)}. "
-                f"It holds {len(self._images)}, found by the SHA-256 of the file. Embed them and add a file with "
-                "write_store, or take those images out of data.root."
-            )
-            raise DataError(msg)
-        rows = self._rows(self._images, keys)
+        places = self._places(samples)
+        rows = unit_rows(self._images.rows(places)) if len(places) else np.zeros((0, self.dim), np.float32)
         refuse_not_finite(rows, f"The store '{self.name}'", "image", [sample.path for sample in samples])
         return rows
 
@@ -90,7 +87,24 @@ class StoreTeacher:
         Raises:
             DataError: as `embed_samples`.
         """
-        self.embed_samples(samples)
+        places, lengths = self._places(samples), np.zeros((len(samples), 1), np.float32)
+        for start in range(0, len(samples), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            lengths[part] = np.linalg.norm(unit_rows(self._images.rows(places[part])), axis=1, keepdims=True)
+        refuse_not_finite(lengths, f"The store '{self.name}'", "image", [sample.path for sample in samples])
+
+    def _places(self, samples: Sequence[Sample]) -> npt.NDArray[np.int64]:
+        keys = [hashlib.sha256(sample.path.read_bytes()).digest() for sample in samples]
+        places = self._images.find(keys)
+        missing = [samples[int(row)].path for row in np.flatnonzero(places < 0)]
+        if missing:
+            msg = (
+                f"The store '{self.name}' has no embedding of {len(missing)} of {len(samples)} images: {few(missing)}. "
+                f"It holds {len(self._images)}, found by the SHA-256 of the file. Embed them and add a file with "
+                "write_store, or take those images out of data.root."
+            )
+            raise DataError(msg)
+        return places
 
     def embed_texts(self, texts: Sequence[str]) -> FloatArray:
         """Look texts up, letter by letter: unit rows ``(N, D)``.
@@ -109,7 +123,7 @@ class StoreTeacher:
                 'store the class names as texts and set teacher.templates = ["{}"].'
             )
             raise UnavailableError(msg)
-        rows = self._rows(self._texts, keys)
+        rows = unit_rows(np.stack([self._texts[key] for key in keys]))
         refuse_not_finite(rows, f"The store '{self.name}'", "text", [repr(text) for text in texts])
         return rows
 
@@ -129,8 +143,52 @@ class StoreTeacher:
         )
         raise UnavailableError(msg)
 
-    def _rows(self, held: dict[bytes, FloatArray], keys: Sequence[bytes]) -> FloatArray:
-        return unit_rows(np.stack([held[key] for key in keys]) if keys else np.zeros((0, self.dim)))
+
+class _Index:
+    """Rows of several mapped tensors by key; the keys alone are held in memory."""
+
+    def __init__(self, parts: Sequence[tuple[Path, npt.NDArray[np.uint8], npt.NDArray[Any]]]) -> None:
+        self._parts = [rows for _, _, rows in parts]
+        self._ends = np.cumsum([len(rows) for rows in self._parts])
+        self._ebb = Ebb(*self._parts)
+        keys = np.concatenate([_as_texts(own) for _, own, _ in parts])
+        self._order = np.argsort(keys, kind="stable")
+        self._keys = keys[self._order]
+        twice = np.flatnonzero(self._keys[1:] == self._keys[:-1])
+        one, other = (self.rows(self._order[twice + step]) for step in (0, 1))
+        for row in np.flatnonzero(~np.isclose(one, other, atol=_SAME, equal_nan=True).all(axis=1)):
+            place = int(self._order[twice[row] + 1])
+            where = parts[int(np.searchsorted(self._ends, place, "right"))][0]
+            key = self._keys[twice[row]].ljust(_KEY, b"\0").hex()
+            msg = f"{where}: two different embeddings of the image file with SHA-256 {key}; keep one of them"
+            raise DataError(msg)
+
+    def __len__(self) -> int:
+        return len(self._keys) - int((self._keys[1:] == self._keys[:-1]).sum())
+
+    def find(self, keys: Sequence[bytes]) -> npt.NDArray[np.int64]:
+        """Where the keys' rows are ``(N,)``; -1 for one that is not there."""
+        if not keys or not len(self._keys):
+            return np.full(len(keys), -1, np.int64)
+        wanted = _as_texts(np.frombuffer(b"".join(keys), np.uint8).reshape(-1, _KEY))
+        at = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
+        return np.where(self._keys[at] == wanted, self._order[at], -1)
+
+    def rows(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """The rows at some places ``(N, D)``, as they are stored."""
+        found = np.empty((len(places), self._parts[0].shape[1]))
+        owner = np.searchsorted(self._ends, places, "right")
+        for number, rows in enumerate(self._parts):
+            own = owner == number
+            found[own] = rows[places[own] - (self._ends[number] - len(rows))]
+        self._ebb.touch(found.nbytes)
+        return found
+
+
+def _as_texts(keys: npt.NDArray[np.uint8]) -> npt.NDArray[np.bytes_]:
+    """Keys ``(N, 32)`` as values that can be compared ``(N,)``; all have one length, so zeros at an end do no harm."""
+    texts: npt.NDArray[np.bytes_] = np.ascontiguousarray(keys).view(f"S{_KEY}")[:, 0]
+    return texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +197,16 @@ class _StorePart:
     teacher: str
     logit_scale: float
     dim: int
-    images: list[tuple[bytes, FloatArray]]
+    keys: npt.NDArray[np.uint8]
+    images: npt.NDArray[Any]
     texts: list[tuple[bytes, FloatArray]]
 
     @classmethod
     def read(cls, path: Path) -> _StorePart:
-        tensors, metadata = read_tensors(path.read_bytes(), where=str(path))
+        with path.open("rb") as file:
+            empty = path.stat().st_size == 0  # which cannot be mapped
+            mapping = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        tensors, metadata = read_tensors(mapping, where=str(path))
         problems: list[str] = []
         if metadata.get("format") != STORE_FORMAT:
             problems.append(f"format must be {STORE_FORMAT!r}, found {metadata.get('format')!r}")
@@ -168,9 +230,8 @@ class _StorePart:
         if problems or image is None or keys is None or text is None:
             msg = f"{path}: not an embedding store: {'; '.join(problems)}. Write it with write_store."
             raise DataError(msg)
-        held = [(row.tobytes(), vector) for row, vector in zip(keys, image, strict=True)]
-        said = [(_text_key(name), vector) for name, vector in zip(texts, text, strict=True)]
-        return cls(path, metadata.get("name", ""), scale, int(image.shape[1]), held, said)
+        said = [(_text_key(name), np.array(vector)) for name, vector in zip(texts, text, strict=True)]
+        return cls(path, metadata.get("name", ""), scale, int(image.shape[1]), keys, image, said)
 
 
 def _texts(metadata: Mapping[str, str], problems: list[str]) -> list[str]:
@@ -185,13 +246,11 @@ def _texts(metadata: Mapping[str, str], problems: list[str]) -> list[str]:
     return value
 
 
-def _merge(
-    into: dict[bytes, FloatArray], rows: Sequence[tuple[bytes, FloatArray]], where: Path, what: str
-) -> None:
+def _merge(into: dict[bytes, FloatArray], rows: Sequence[tuple[bytes, FloatArray]], where: Path) -> None:
     for key, row in rows:
         known = into.setdefault(key, row)
         if known is not row and not np.allclose(known, row, atol=_SAME, equal_nan=True):
-            msg = f"{where}: two different embeddings of the {what} {key.hex()}; keep one of them"
+            msg = f"{where}: two different embeddings of the text with SHA-256 {key.hex()}; keep one of them"
             raise DataError(msg)
 
 

@@ -41,6 +41,6 @@ class Ebb:
 def _map_of(array: npt.NDArray[Any] | None) -> mmap.mmap | None:
     """The mapping below an array and its views."""
     base: object = array
-    while isinstance(base, np.ndarray):
-        base = base.base
+    while isinstance(base, (np.ndarray, memoryview)):
+        base = base.base if isinstance(base, np.ndarray) else base.obj
     return base if isinstance(base, mmap.mmap) else None

@@ -11,6 +11,7 @@ References:
 from __future__ import annotations
 
 import math
+import mmap
 import sys
 from collections.abc import Mapping
 from typing import Any, NoReturn, TypeAlias
@@ -84,11 +85,11 @@ def write_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
     return b"".join([len(text).to_bytes(8, "little"), text, *blocks])
 
 
-def read_tensors(data: bytes, *, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(data: bytes | mmap.mmap, *, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Parse safetensors bytes; the arrays are read-only.
 
     Args:
-        data: The whole file.
+        data: The whole file; of a mapped one, the arrays are views.
         where: What to call it in messages.
 
     Returns:

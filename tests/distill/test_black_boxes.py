@@ -242,6 +242,33 @@ def test_a_store_finds_images_by_their_content(samples: tuple[Sample, ...], tmp_
     assert teacher.dim == 4 and teacher.logit_scale == 50.0 and teacher.embed_samples([]).shape == (0, 4)
 
 
+def test_a_large_store_answers_as_a_dictionary_would(tmp_path: Path) -> None:
+    rng, samples = np.random.default_rng(3), []
+    for index in range(300):
+        path = tmp_path / f"{index}.bin"
+        path.write_bytes(str(index).encode())
+        samples.append(Sample(path, f"d/c/{index}", "d", 0))
+    rows, files = rng.normal(size=(300, 5)).astype(np.float32), []
+    for number, part in enumerate(([*range(0, 200)], [*range(150, 290)])):  # fifty images are in both
+        files.append(tmp_path / f"{number}.safetensors")
+        write_store(
+            files[-1], name="v", logit_scale=2.0, images=[samples[k].path for k in part],
+            image_rows=rows[part], texts=["a"], text_rows=np.ones((1, 5)),
+        )  # fmt: skip
+    teacher = StoreTeacher("store:x", files)
+    order = rng.permutation(290)
+    np.testing.assert_allclose(
+        teacher.embed_samples([samples[k] for k in order]),
+        [rows[k] / np.linalg.norm(rows[k]) for k in order],
+        atol=1e-6,
+    )
+    teacher.check_samples(samples[:290])
+    with pytest.raises(
+        DataError, match=r"no embedding of 10 of 300 images: .*/290.bin, .* 5 more\. It holds 290"
+    ):
+        teacher.check_samples(samples)
+
+
 def test_stored_class_vectors_are_texts_of_a_bare_template(
     samples: tuple[Sample, ...], tmp_path: Path
 ) -> None:
@@ -298,6 +325,8 @@ def test_a_stored_embedding_that_is_not_finite_names_its_image(
     assert teacher.embed_samples(samples[:3]).shape == (3, 4)
     with pytest.raises(DataError, match=r"not finite for 1 of 5 images: .*3.png\."):
         teacher.embed_samples(samples)
+    with pytest.raises(DataError, match=r"not finite for 1 of 5 images: .*3.png\."):
+        teacher.check_samples(samples)
 
 
 @pytest.mark.parametrize(
