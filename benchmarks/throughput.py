@@ -1,12 +1,13 @@
 """How fast a student learns with cached teacher embeddings, against plain training of the same student; and memory.
 
 Example:
-    python benchmarks/throughput.py > benchmarks/results/throughput.json
+    python benchmarks/throughput.py benchmarks/results/throughput.json
+    python benchmarks/throughput.py benchmarks/results/throughput.json memory    (this section anew, the others stay)
 
 Renders a small demo world, decodes it and asks the demo teacher, as a build does. Epochs of each method and of plain
-training take turns in this process, by the product's own loop: a ratio compares an epoch with the plain ones just
-before and after it. A memory section runs whole trainings in processes of their own, on some images and on four times
-as many. Prints one JSON object.
+training take turns in one process, by the product's own loop: a ratio compares an epoch with the plain ones just before
+and after it. The memory section runs whole trainings in processes of their own, on some images and on four times as
+many.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,16 +35,28 @@ from vlkd_distill import class_vectors, data, demo, embeddings, methods, pixels,
 from vlkd_distill.feeding import Feed, TrainingData
 from vlkd_distill.specs import MethodName, Settings, StudentSpec
 from vlkd_distill.teachers import OpenClipTeacher
+from vlkd_runtime.atomic import write_text
 from vlkd_runtime.preprocess import PreprocessSpec
 from vlkd_runtime.vectors import ClassVectors
 
 THREADS = 2
 SIZE = 64
-PER_CLASS = 10
+PER_CLASS = 6
 ROUNDS = 3
 PLAIN: MethodName = "erm"
-METHODS: tuple[MethodName, ...] = ("kd", "vl2v-adip", "vlm-ood", "vlkd")
-MEMORY_IMAGES = 400
+METHODS: tuple[MethodName, ...] = ("kd", "vl2v-adip", "vlkd")
+MAPPED, MEMORY = "mapped", "memory"
+SECTIONS = (*METHODS, MAPPED, MEMORY)
+STYLES = ("pencil", "grey")
+MEANING = {
+    "ratio": "images a second of an epoch with cached embeddings, over plain training's: median of the rounds",
+    "feeding_share": "share of an epoch in which the network waits for views and targets, decoded pixels among them",
+    MAPPED: "plain training on pixels mapped from disk, over plain training on the same pixels in memory; an epoch "
+    "decodes nothing, decoding is done once before, by two threads",
+    MEMORY: "peak resident memory of decoding, asking the teacher, aligning and distilling, in a process of its own; "
+    "start: with all packages and the teacher loaded",
+}
+MEMORY_IMAGES = 250
 MEMORY_SIZE = 224
 
 
@@ -82,9 +95,7 @@ def timed_feed() -> Iterator[list[float]]:
 
 def epoch(name: MethodName, vectors: ClassVectors, seen: TrainingData, folder: Path) -> Epoch:
     """Train one epoch from the start weights."""
-    settings = Settings(
-        method=name, epochs=1, align_epochs=0, teacher_view="clean_cached", styles=("pencil", "grey")
-    )
+    settings = Settings(method=name, epochs=1, align_epochs=0, teacher_view="clean_cached", styles=STYLES)
     method = methods.create(settings, vectors)
     student = starting.start(StudentSpec("tf_efficientnet_lite0", SIZE, "package"), method, _no_teacher)
     ends: list[float] = []
@@ -118,8 +129,8 @@ def in_turns(plain: Callable[[], Epoch], other: Callable[[], Epoch]) -> dict[str
     }
 
 
-def speed(folder: Path) -> dict[str, Any]:
-    """Every method against plain training; mapped pixels against pixels in memory; decoding against both."""
+def speed(folder: Path, sections: Sequence[str]) -> dict[str, Any]:
+    """Methods against plain training, and mapped pixels against pixels in memory."""
     sources = dict.fromkeys(("photo", "painting"), PER_CLASS)
     demo.write_world(folder / "images", per_class=sources, seed=1)
     found = data.scan(folder / "images")
@@ -131,30 +142,20 @@ def speed(folder: Path) -> dict[str, Any]:
     vectors = class_vectors.compute(teacher, found.classes, ["a photo of a {}"])
     rows = embeddings.embed(teacher, store.samples, folder / "cache", into=folder / "rows.npy")
     (folder / "styles").mkdir()
-    views = styled.build(
-        folder / "styles", store.samples, spec, ("pencil", "grey"), teacher, folder / "cache"
-    )
+    views = None
+    if "vlkd" in sections:
+        views = styled.build(folder / "styles", store.samples, spec, STYLES, teacher, folder / "cache")
     seen = TrainingData(store, rows, None, views)
-    held = dataclasses.replace(store, pixels=np.array(store.pixels))
+    held = TrainingData(dataclasses.replace(store, pixels=np.array(store.pixels)), None, None)
 
     def run(name: MethodName, what: TrainingData = seen) -> Callable[[], Epoch]:
         return lambda: epoch(name, vectors, what, folder)
 
     run(PLAIN)()  # warms caches and allocators
-    table = {name: in_turns(run(PLAIN), run(name)) for name in METHODS}
-    mapped = in_turns(run(PLAIN, TrainingData(held, None, None)), run(PLAIN))
-    return {
-        "methods": table,
-        "mapped_to_in_memory": {key: mapped[key] for key in ("ratio", "ratios")},
-        "plain_feeding_share": mapped["feeding_share"],
-        "decoding": {
-            "images_per_s": round(decoding, 1),
-            "threads": 2,
-            "note": "once, before training; an epoch decodes nothing",
-        },
-        "images": len(store.samples),
-        "student": f"tf_efficientnet_lite0 at {SIZE} px, batch {Settings().batch}, {THREADS} threads",
-    }
+    table: dict[str, Any] = {name: in_turns(run(PLAIN), run(name)) for name in METHODS if name in sections}
+    if MAPPED in sections:
+        table[MAPPED] = in_turns(run(PLAIN, held), run(PLAIN)) | {"decoding_images_per_s": round(decoding, 1)}
+    return table
 
 
 def memory(folder: Path) -> dict[str, Any]:
@@ -175,19 +176,27 @@ def memory(folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure the sections asked for, and write the file."""
     torch.set_num_threads(THREADS)
+    path, sections = Path(sys.argv[1]), tuple(sys.argv[2:]) or SECTIONS
+    found = json.loads(path.read_text())["sections"] if path.exists() else {}
     with tempfile.TemporaryDirectory() as place:
-        root = Path(place)
-        for name in ("speed", "memory"):
-            (root / name).mkdir()
-        found = {"speed": speed(root / "speed"), "memory": memory(root / "memory"), "rounds": ROUNDS}
-    found |= {
-        "command": "python benchmarks/throughput.py",
+        if set(sections) - {MEMORY}:
+            (Path(place) / "speed").mkdir()
+            found |= speed(Path(place) / "speed", sections)
+        if MEMORY in sections:
+            (Path(place) / "memory").mkdir()
+            found[MEMORY] = memory(Path(place) / "memory")
+    whole = {
+        "sections": {name: found[name] for name in SECTIONS if name in found},
+        "meaning": MEANING,
+        "student": f"tf_efficientnet_lite0 at {SIZE} px, batch {Settings().batch}, {THREADS} threads",
+        "rounds": ROUNDS,
+        "command": "python benchmarks/throughput.py benchmarks/results/throughput.json",
         "machine": read_machine().describe(),
         "stand_in": "The images are the embedded demo world, the teacher is its tiny CLIP.",
     }
-    print(json.dumps(found, indent=1))
+    write_text(path, json.dumps(whole, indent=1) + "\n")
 
 
 if __name__ == "__main__":
