@@ -16,6 +16,7 @@ from vlkd_bench.samples import Sample
 from vlkd_distill.augmentation import Augmentation
 from vlkd_distill.specs import MethodName, Settings
 from vlkd_runtime.atomic import write_bytes, write_text
+from vlkd_runtime.errors import UnavailableError
 
 from . import sharded
 from .config import Config
@@ -194,7 +195,7 @@ def _training_data(
     folder: Path,
 ) -> TrainingData:
     """Pixels, and of the teacher's answers what the method asks for: cached ones, the teacher, style views."""
-    from vlkd_distill import embeddings, feeding, pixels, splits
+    from vlkd_distill import checkpoints, embeddings, feeding, pixels, splits
 
     images = pixels.PixelStore.open(store.folder, samples)
     cache, cached, styled = learning.workspace.cache, None, None
@@ -221,7 +222,31 @@ def _training_data(
         _, chosen = splits.source_holdout(images.samples, settings.kept_back, settings.seed)
         kept_back = tuple(rows[sample.image] for sample in chosen)
     captions = _captions(learning, images.samples) if settings.reads_captions else None
-    return feeding.TrainingData(images, cached, asked, styled, kept_back, captions)
+    seen = feeding.TrainingData(images, cached, asked, styled, kept_back, captions)
+    if asked is not None and not (folder / checkpoints.FILE).exists():
+        _check_views(asked, how, settings, seen)
+    return seen
+
+
+def _check_views(teacher: Teacher, how: Method, settings: Settings, seen: TrainingData) -> None:
+    """Refuse a training whose views the budget cannot pay for: unlike images, they cannot be kept.
+
+    Raises:
+        UnavailableError: says how many questions it needs and how many are left.
+    """
+    from vlkd_distill.feeding import steps_of
+    from vlkd_distill.querybudget import BudgetedTeacher
+
+    left = teacher.report().left if isinstance(teacher, BudgetedTeacher) else None
+    epochs = sum(stage.epochs for stage in how.stages() if not stage.cached_features)
+    needed = epochs * steps_of(len(seen.rows), settings.batch) * settings.batch
+    if left is not None and needed > left:
+        msg = (
+            f"Training asks the teacher '{teacher.name}' about {needed} views ({epochs} epochs of {len(seen.rows)} "
+            f"images), and {left} questions of teacher.query_budget are left. Nothing was asked. Raise it, or set "
+            'distill.teacher_view = "clean_cached", which asks once about each image.'
+        )
+        raise UnavailableError(msg)
 
 
 def captions_key(config: Config) -> str:
