@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
+from tinymodel import NAMES, tiny_bundle
 
 COMPARE = Path(__file__).parents[2] / "benchmarks/compare"
 PEER = """
@@ -138,8 +142,6 @@ def test_a_peer_that_is_late_is_not_waited_for(turns: ModuleType, setup: dict[st
 def test_no_process_is_left(
     turns: ModuleType, setup: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import subprocess
-
     started: list[subprocess.Popen[bytes]] = []
     real = subprocess.Popen
 
@@ -179,3 +181,42 @@ def test_every_pinned_package_of_a_peer_is_one_whose_version_it_tells() -> None:
         told = {word for word in ("optimum-onnx", "transformers", "onnxruntime", "torch", "openvino", "nncf")
                 if f'"{word}"' in script}  # fmt: skip
         assert told and told <= pinned
+
+
+def test_the_table_has_a_row_for_each_peer_whatever_became_of_it(tmp_path: Path) -> None:
+    """The script itself, on a bundle that no torch student belongs to, and without other people's Pythons."""
+    tiny_bundle(tmp_path / "out/bundle")
+    rng = np.random.default_rng(0)
+    for domain, count in (("photo", 12), ("sketch", 3)):
+        for name in NAMES:
+            (tmp_path / "data" / domain / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / domain / name / f"{index}.png")
+    words = [
+        sys.executable,
+        str(COMPARE / "peers.py"),
+        str(tmp_path / "out"),
+        "--data",
+        str(tmp_path / "data"),
+    ]
+    words += ["--held-out", "sketch", "--rounds", "5", "--calls", "2", "--calibration-images", "32"]
+    done = subprocess.run(
+        [*words, "--out", str(tmp_path / "table")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    record = json.loads((tmp_path / "table.json").read_text())
+    peers = {peer["name"]: peer for peer in record["peers"]}
+    assert set(record["not_run"]) == {"optimum", "openvino", "openvino-auto", "nncf"}
+    for name in ("torch-eager", "torch-compile"):
+        assert "DataError: Expected the output folder of a build" in peers[name]["failed"]
+    ours = peers["ours-float32"]
+    assert ours["answers_unlike_reference"] == 0 and ours["accuracy"] == peers["onnxruntime"]["accuracy"]
+    assert peers["onnxruntime"]["array"]["ratio"] == 1.0 and ours["file"]["ratio"] > 0
+    table = (tmp_path / "table.md").read_text()
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + len(peers) + 4 and len({line.count("|") for line in rows}) == 1
+    assert (
+        str(tmp_path) not in table.replace(peers["torch-eager"]["failed"], "")
+        and "hat" not in record["command"]
+    )

@@ -222,7 +222,7 @@ class Connection:
         if 0 < code < KILLED:
             msg = f"Expected '{way.python}' on {way.name} to answer, found: {last}. Is it a Python?"
             raise UnavailableError(msg)
-        raise DroppedError(last)
+        raise DroppedError(last if said else "it fell silent")
 
 
 def _send(pipe: IO[bytes], head: bytes, body: Callable[[IO[bytes]], None] | None) -> None:

@@ -35,6 +35,8 @@ from ..options import (
 if TYPE_CHECKING:
     from vlkd_bench.benchrecord import BenchRecord
 
+DEVICE = "On a device with Python 3.10, numpy, Pillow and an engine, over ssh"
+
 
 def bench(
     bundle: BundlePath,
@@ -71,29 +73,40 @@ def bench(
     ] = False,
     on: Annotated[
         str | None,
-        typer.Option("--on", metavar="USER@HOST", help="Measure there over ssh, and bring the record back."),
+        typer.Option(
+            "--on",
+            metavar="USER@HOST",
+            help="Measure there and bring the record back.",
+            rich_help_panel=DEVICE,
+        ),
     ] = None,
-    python: Annotated[str, typer.Option(help="With --on: the device's Python, 3.10 or later.")] = "python3",
+    python: Annotated[
+        str, typer.Option(help="The device's Python, 3.10 or later.", rich_help_panel=DEVICE)
+    ] = "python3",
     ssh_option: Annotated[
         list[str] | None,
-        typer.Option(help="With --on: Name=value of ssh_config, such as Port=2222 or IdentityFile=KEY."),
+        typer.Option(
+            help="Name=value of ssh_config, such as Port=2222 or IdentityFile=KEY.", rich_help_panel=DEVICE
+        ),
     ] = None,
     remote_data: Annotated[
-        str | None, typer.Option(help="With --on: a --data folder that is on the device already.")
+        str | None,
+        typer.Option(help="A --data folder that is on the device already.", rich_help_panel=DEVICE),
     ] = None,
     reconnect_minutes: Annotated[
-        float, typer.Option(min=0, help="With --on: how long to try again when the connection drops.")
+        float,
+        typer.Option(min=0, help="How long to try again when the connection drops.", rich_help_panel=DEVICE),
     ] = 10.0,
     clean: Annotated[
-        bool, typer.Option("--clean", help="With --on: keep nothing on the device for the next time.")
+        bool,
+        typer.Option("--clean", help="Keep nothing on the device for the next time.", rich_help_panel=DEVICE),
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure a bundle: latency, cold start, memory, power, device state, accuracy by domain.
 
-    On this machine, or with --on USER@HOST on a device that has Python 3.10, numpy, Pillow and an engine: what is
-    missing there is copied to a folder of its own, the run outlives a dropped connection, and the same command picks
-    it up again.
+    With --on there, over ssh: what is missing is copied to a folder of its own, and the
+    run outlives a dropped connection; the same command picks it up again.
     """
     from vlkd_bench.benchrun import Plan
 
