@@ -1,4 +1,4 @@
-"""The side of ``overhead.py`` that runs optimum: classifies the file whose number it is given, and says how long.
+"""The side of ``overhead.py`` that runs optimum: classifies the files whose numbers it is given, and says how long.
 
 Runs in a Python with ``optimum-onnx`` and imports nothing of this project.
 """
@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import sys
 import time
+from typing import Any
 
 import onnxruntime
 import torch
@@ -18,24 +19,32 @@ from transformers import AutoImageProcessor
 
 
 def main() -> None:
-    """Serve numbers on standard input until it ends."""
-    folder, paths = sys.argv[1], sys.argv[2:]
-    torch.set_num_threads(1)
+    """Serve requests on standard input until it ends."""
+    folder, threads, paths = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    if threads:
+        torch.set_num_threads(threads)
+        options.intra_op_num_threads = options.inter_op_num_threads = threads
     model = ORTModelForImageClassification.from_pretrained(folder, session_options=options)
-    processor = AutoImageProcessor.from_pretrained(folder)
-    names = ("optimum-onnx", "transformers", "onnxruntime")
-    versions = {name: importlib.metadata.version(name) for name in names}
-    print(json.dumps({**versions, "processor": type(processor).__name__}), flush=True)
+    processors = {fast: AutoImageProcessor.from_pretrained(folder, use_fast=fast) for fast in (False, True)}
+    names = ("optimum-onnx", "transformers", "onnxruntime", "torch", "torchvision")
+    print(json.dumps({name: importlib.metadata.version(name) for name in names}), flush=True)
+
+    def classify(files: list[str], fast: bool, batch: int) -> list[str]:
+        labels: list[str] = []
+        for start in range(0, len(files), batch):
+            images = [Image.open(path) for path in files[start : start + batch]]
+            logits: Any = model(**processors[fast](images=images, return_tensors="pt")).logits
+            labels += [model.config.id2label[int(best)] for best in logits.argmax(-1)]
+        return labels
+
     for line in sys.stdin:
-        path = paths[int(line)]
-        start = time.process_time()
-        inputs = processor(images=Image.open(path), return_tensors="pt")
-        logits = model(**inputs).logits
-        label = model.config.id2label[int(logits.softmax(-1).argmax(-1))]
-        seconds = time.process_time() - start
-        print(json.dumps({"label": label, "seconds": seconds}), flush=True)
+        asked = json.loads(line)
+        files = [paths[which] for which in asked["which"]]
+        wall, cpu = time.perf_counter(), time.process_time()
+        labels = classify(files, asked["fast"], asked["batch"])
+        answer = {"labels": labels, "wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

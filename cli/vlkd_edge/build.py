@@ -20,7 +20,7 @@ from vlkd_distill.teacher_names import check_name, form_of
 from vlkd_runtime.errors import ConfigError, UnavailableError
 from vlkd_runtime.vectors import ClassVectors
 
-from . import evidence, learn, reporting, sharded, ship, synthesising, teach, virtualising
+from . import evidence, further, learn, reporting, sharded, ship, synthesising, teach, virtualising
 from .bundling import Places, write
 from .climbing import recipes
 from .config import Config
@@ -63,6 +63,7 @@ def check_beforehand(config: Config) -> None:
     """
     check_name(config.teacher.model)
     recipes(config.compress.candidates, config.device())
+    further.wanted(config.bundle.variants, config.device())
     learn.chosen_templates(config)
     learn.check_domains(config)
     learn.absent(config)
@@ -169,8 +170,9 @@ def _build(config: Config, target: Target, workspace: Workspace, live: Live, con
     if compressed.chosen is None or refused:
         Places.of(workspace.root, config.name, target.name).clear()
         return reporting.finish(facts, workspace, None, None, console)
+    facts = dataclasses.replace(facts, further=further.judge(shared, compressed))
     with closed(config, dataset):
-        bundle = write(shared, target, compressed.shown, compressed.floating, usable, facts, workspace.root)
+        bundle = write(shared, target, facts, usable, workspace.root)
     measured, latency = ship.measure_shipped(
         shared, bundle.folder, bundle.digest, images.test, _stable(facts.machine)
     )

@@ -5,14 +5,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from vlkd_bench.paired import GuardVerdict
 from vlkd_bench.samples import Sample
-from vlkd_compress.guard import Trial
 from vlkd_runtime.bundle import Bundle, pack, write_bundle
-from vlkd_runtime.manifest import GoldenTolerance, ManifestDraft, ModelSpec, Plan, PrebuiltEngine, Variant
+from vlkd_runtime.manifest import (
+    GoldenTolerance,
+    ManifestDraft,
+    ModelSpec,
+    Plan,
+    PrebuiltEngine,
+    Variant,
+    variant_file,
+)
+from vlkd_runtime.variants import rank_variants
 
 from .facts import Facts, Written
 from .ship import Shipping, golden, precision
@@ -42,40 +52,42 @@ class Places:
         self.archive.unlink(missing_ok=True)
 
 
-def write(
-    ship: Shipping,
-    target: Target,
-    chosen: Trial,
-    floating: Path,
-    train: Sequence[Sample],
-    facts: Facts,
-    root: Path,
-) -> Written:
+def write(ship: Shipping, target: Target, facts: Facts, train: Sequence[Sample], root: Path) -> Written:
     """Write the bundle as a folder and as an archive, replacing the ones of an earlier build.
 
     The same graph, vectors and evidence give the same bytes.
     """
-    vectors, kind = ship.vectors, precision(chosen.candidate)
-    size, classes = ship.config.student.image_size, len(vectors.names)
+    chosen, vectors = facts.compressed.shown, ship.vectors
+    kind, scale = precision(chosen.candidate), vectors.logit_scale
     held_out = ship.config.data.held_out
-    samples, float_gap = golden(ship, chosen.candidate.path, floating, train)
-    shares = _SMALLEST_GAP_SHARE * vectors.logit_scale, _LARGEST_GAP_SHARE * vectors.logit_scale
+    along = {item.name: item.model for item in facts.further if item.model is not None}
+    samples, gaps = golden(ship, chosen.candidate.path, facts.compressed.floating, along, train)
+    model = ModelSpec(
+        precision=kind,
+        dialect=target.dialect,
+        opset=target.opset,
+        image=(1, ship.spec.height, ship.spec.width, 3),
+        embedding=(1, int(vectors.vectors.shape[1])),
+        logits=(1, len(vectors.names)),
+        plan=Plan(int8_ops=_int8_ops(chosen.candidate.path)),
+    )
+    # The further ones come along for engines that the first would only slow down.
+    further = tuple(
+        Variant.further(
+            name,
+            dataclasses.replace(model, precision=name, dialect="onnx", plan=Plan()),
+            _tolerance(name, gaps[name], scale),
+        )
+        for name in along
+    )
     draft = ManifestDraft(
         name=ship.config.name,
         target=target.name,
-        model=ModelSpec(
-            precision=kind,
-            dialect=target.dialect,
-            opset=target.opset,
-            image=(1, size, size, 3),
-            embedding=(1, int(vectors.vectors.shape[1])),
-            logits=(1, classes),
-            plan=Plan(int8_ops=_int8_ops(chosen.candidate.path)),
-        ),
+        model=model,
         preprocess=ship.spec,
         classes=vectors.names,
-        logit_scale=vectors.logit_scale,
-        golden=GoldenTolerance(_MIN_COSINE[kind], min(max(float_gap, shares[0]), shares[1])),
+        logit_scale=scale,
+        golden=_tolerance(kind, gaps[""], scale),
         provenance={
             "teacher": vectors.teacher,
             "teacher fingerprint": vectors.teacher_fingerprint,
@@ -85,35 +97,21 @@ def write(
             "compression": "; ".join(chosen.candidate.steps),
         },
         stand_in=" ".join(facts.stand_ins) or None,
+        further=further,
     )
-    # The float graph comes along for engines that INT8 or float16 would only slow down.
-    exact = dataclasses.replace(draft.model, precision="float32", dialect="onnx", plan=Plan())
-    further = Variant.further("float32", exact, GoldenTolerance(_MIN_COSINE["float32"], shares[0]))
-    engines = _engines(facts, kind)
-    draft = dataclasses.replace(draft, further=(further,), engines=tuple(engines))
-    evidence = {
-        "contract": list(facts.contract),
-        "guard": {
-            "candidate": chosen.candidate.name,
-            "verdict": chosen.verdict.verdict,
-            "reason": chosen.verdict.reason,
-            "virtual": chosen.verdict.comparison.virtual,
-            "domains": {name: dataclasses.asdict(drop) for name, drop in chosen.verdict.domains.items()},
-            "flip_rate": chosen.verdict.flip_rate,
-        },
-        "preflight": {key: (facts.preflight or {}).get(key) for key in ("verdict", "engine", "reason")},
-    }
+    engines = _engines(facts, draft.variants)
+    draft = dataclasses.replace(draft, engines=tuple(engines))
     places = Places.of(root, ship.config.name, target.name)
     folder = write_bundle(
         places.folder,
         draft,
         {
             "model.onnx": chosen.candidate.path,
-            further.file: floating,
+            **{variant_file(name): path for name, path in along.items()},
             **{engine.file: path for engine, path in engines.items()},
             "class_vectors.safetensors": vectors.to_bytes(),
             "golden.safetensors": samples.to_bytes(),
-            "evidence.json": (json.dumps(evidence, indent=1, sort_keys=True) + "\n").encode(),
+            "evidence.json": (json.dumps(_evidence(facts), indent=1, sort_keys=True) + "\n").encode(),
         },
         replace=True,
     )
@@ -123,16 +121,61 @@ def write(
         archive=archive,
         digest=Bundle.open(folder).manifest.digest,
         size_bytes=sum(path.stat().st_size for path in folder.iterdir()),
+        variants={variant.name: (folder / variant.file).stat().st_size for variant in draft.variants},
     )
 
 
-def _engines(facts: Facts, variant: str) -> dict[PrebuiltEngine, Path]:
-    """The engine that the preflight built, where it is the target's own and needs no building on the device."""
-    found = facts.preflight or {}
-    if not found.get("engine_file"):
-        return {}
-    engine = PrebuiltEngine("rtx", variant, "tensorrt-rtx", str(found["engine_version"]))
-    return {engine: Path(found["engine_file"])}
+def _tolerance(kind: str, gap: float, scale: float) -> GoldenTolerance:
+    """How far another engine may be from a graph's golden outputs, by the float graph's distance from them."""
+    least, most = _SMALLEST_GAP_SHARE * scale, _LARGEST_GAP_SHARE * scale
+    return GoldenTolerance(_MIN_COSINE[kind], min(max(gap, least), most))
+
+
+def _evidence(facts: Facts) -> dict[str, Any]:
+    shown = facts.compressed.shown
+    return {
+        "contract": list(facts.contract),
+        "guard": {"candidate": shown.candidate.name, **_judged(shown.verdict)},
+        "further": {
+            item.name: {
+                "ships": item.model is not None,
+                "reason": item.reason,
+                **({} if item.verdict is None else {"guard": _judged(item.verdict)}),
+                **({} if item.preflight is None else {"preflight": _asked(item.preflight)}),
+            }
+            for item in facts.further
+        },
+        "preflight": _asked(facts.preflight or {}),
+    }
+
+
+def _judged(verdict: GuardVerdict) -> dict[str, Any]:
+    return {
+        "verdict": verdict.verdict,
+        "reason": verdict.reason,
+        "virtual": verdict.comparison.virtual,
+        "domains": {name: dataclasses.asdict(drop) for name, drop in verdict.domains.items()},
+        "flip_rate": verdict.flip_rate,
+    }
+
+
+def _asked(preflight: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: preflight.get(key) for key in ("verdict", "engine", "reason")}
+
+
+def _engines(facts: Facts, variants: Sequence[Variant]) -> dict[PrebuiltEngine, Path]:
+    """The engine that the preflight built, where it is the target's own and needs no building on the device.
+
+    Of several variants, the one that the engine will take.
+    """
+    built = {variants[0].name: facts.preflight or {}}
+    built |= {item.name: item.preflight for item in facts.further if item.preflight is not None}
+    for suited in rank_variants(variants, "tensorrt-rtx"):
+        found = built.get(suited.variant.name, {})
+        if found.get("engine_file"):
+            engine = PrebuiltEngine("rtx", suited.variant.name, "tensorrt-rtx", str(found["engine_version"]))
+            return {engine: Path(found["engine_file"])}
+    return {}
 
 
 def _int8_ops(model: Path) -> int:

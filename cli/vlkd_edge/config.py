@@ -183,6 +183,17 @@ class GuardConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class BundleConfig:
+    """What the bundle holds beside the graph that the guard chose.
+
+    Attributes:
+        variants: further precisions of it, each judged before it ships; what suits the target when empty.
+    """
+
+    variants: tuple[Literal["float16", "float32"], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class BenchConfig:
     """How the shipped artifact is timed.
 
@@ -219,6 +230,7 @@ class Config:
     prompts: PromptSettings = field(default_factory=PromptSettings)
     compress: CompressConfig = field(default_factory=CompressConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
+    bundle: BundleConfig = field(default_factory=BundleConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
     targets: dict[str, Any] = field(default_factory=dict)
     targets_file: str = ""

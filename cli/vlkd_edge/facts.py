@@ -20,6 +20,7 @@ from vlkd_runtime.vectors import ClassVectors
 
 from . import sharded
 from .config import Config
+from .further import Further
 from .ship import Compressed
 from .synthesising import DEMO_SYNTHESISER, METHOD
 from .targets import Target
@@ -142,6 +143,7 @@ class Facts:
         preflight: TensorRT's answer; None when no candidate reached it.
         machine: where this ran.
         vectors: the class vectors.
+        further: what ships beside the candidate, and what was left out.
     """
 
     config: Config
@@ -155,6 +157,7 @@ class Facts:
     preflight: Mapping[str, Any] | None
     machine: Machine
     vectors: ClassVectors
+    further: tuple[Further, ...] = ()
 
     @property
     def stand_ins(self) -> tuple[str, ...]:
@@ -179,9 +182,11 @@ class Written:
         archive: as one file.
         digest: names the bundle as a whole.
         size_bytes: of all files in the folder.
+        variants: bytes of each graph, the first one first.
     """
 
     folder: Path
     archive: Path
     digest: str
     size_bytes: int
+    variants: Mapping[str, int]

@@ -218,4 +218,7 @@ def _provenance(facts: Facts, bundle: Written | None) -> dict[str, str]:
     }
     if bundle is not None:
         found["bundle digest"] = bundle.digest
+        sizes = [f"{name} {size / 1e6:.1f} MB" for name, size in bundle.variants.items()]
+        left_out = [f"no {item.name} ({item.reason})" for item in facts.further if item.model is None]
+        found["variants"] = "; ".join([*sizes, *left_out])
     return found | {name: number for name, number in versions("vlkd-edge", *PACKAGES).items() if number}

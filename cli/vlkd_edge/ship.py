@@ -105,6 +105,7 @@ class Compressed:
         climb: all that was tried, refused candidates included.
         floating: the float graph of the candidate that is shown.
         float_bytes: size of the graph that was compressed.
+        climber: who made them; makes further variants too.
     """
 
     chosen: Candidate | None
@@ -114,6 +115,7 @@ class Compressed:
     climb: Climb
     floating: Path
     float_bytes: int
+    climber: Climber
 
     @property
     def shown(self) -> Trial:
@@ -187,7 +189,7 @@ def compress(
     key = outcome.chosen.path.parent.name if outcome.chosen is not None else ""
     shown = outcome.chosen or outcome.trials[-1].candidate
     judged = climber.floating(shown.name)
-    return Compressed(outcome.chosen, key, outcome.trials, outcome.budget, climb, judged, size)
+    return Compressed(outcome.chosen, key, outcome.trials, outcome.budget, climb, judged, size, climber)
 
 
 def precision(candidate: Candidate) -> str:
@@ -200,11 +202,14 @@ def preflight(ship: Shipping, compressed: Compressed) -> Mapping[str, Any] | Non
 
     Where the builder is the target's own, its engine is kept for the bundle: ``engine_file`` names it.
     """
+    return None if compressed.chosen is None else preflight_of(ship, compressed.chosen.path, compressed.key)
+
+
+def preflight_of(ship: Shipping, model: Path, key: str) -> Mapping[str, Any]:
+    """`preflight` of one graph, whose content ``key`` names."""
     from vlkd_compress.preflight import run_preflight
 
-    if compressed.chosen is None:
-        return None
-    model, target = compressed.chosen.path, ship.config.device()
+    target = ship.config.device()
 
     def work(folder: Path) -> None:
         with ship.live.task("TensorRT preflight", None):
@@ -213,7 +218,7 @@ def preflight(ship: Shipping, compressed: Compressed) -> Mapping[str, Any] | Non
         write_text(folder / "preflight.json", json.dumps(dataclasses.asdict(result), indent=1))
 
     inputs = {
-        "model": compressed.key,
+        "model": key,
         "target": dataclasses.asdict(target),
         **versions(*PREFLIGHT_PACKAGES, "vlkd-edge"),
     }
@@ -225,24 +230,36 @@ def preflight(ship: Shipping, compressed: Compressed) -> Mapping[str, Any] | Non
     return result | {"engine_file": str(engine) if engine.is_file() else None}
 
 
-def golden(ship: Shipping, model: Path, floating: Path, samples: Sequence[Sample]) -> tuple[Golden, float]:
-    """Inputs with the outputs that this model gave on this machine, and how far the float graph's are.
+def golden(
+    ship: Shipping, model: Path, floating: Path, further: Mapping[str, Path], samples: Sequence[Sample]
+) -> tuple[Golden, dict[str, float]]:
+    """Inputs with the outputs that each graph gave on this machine.
+
+    Args:
+        ship: shared things.
+        model: the first variant.
+        floating: the float graph.
+        further: the other variants, by name.
+        samples: images to take some of.
 
     Returns:
-        The golden samples with the answers of both graphs, and the largest difference of a logit between them.
+        The golden samples, and the largest difference of a logit to the float graph's; "" is the first variant.
     """
     chosen = samples[:: max(1, len(samples) // GOLDEN_IMAGES)][:GOLDEN_IMAGES]
     images = np.stack([prepare(sample.path, ship.spec) for sample in chosen])
     outputs = []
-    for graph in (model, floating):
+    for graph in (floating, model, *further.values()):
         with Classifier.from_model(
             graph, ship.spec, ship.vectors.names, logit_scale=ship.vectors.logit_scale
         ) as classifier:
             outputs.append(classifier.infer(images))
-    shipped, reference = outputs
-    gap = float(np.abs(shipped.logits - reference.logits).max())
-    further = {"float32": (reference.embedding, reference.logits)}
-    return Golden(images, shipped.embedding, shipped.logits, further), gap
+    reference, shipped, *others = outputs
+    gaps = {
+        name: float(np.abs(output.logits - reference.logits).max())
+        for name, output in zip(("", *further), (shipped, *others), strict=True)
+    }
+    answers = {name: (output.embedding, output.logits) for name, output in zip(further, others, strict=True)}
+    return Golden(images, shipped.embedding, shipped.logits, answers), gaps
 
 
 def measure_shipped(

@@ -85,10 +85,11 @@ class TorchTensorRtEngine:
             UnavailableError: torch_tensorrt or a GPU is missing.
             RefusalError: a part of the network has no form in TensorRT.
         """
-        tensorrt = _import()
+        # Before the import: torch_tensorrt asks the driver for a GPU as soon as it is imported.
         if not torch.cuda.is_available():
             msg = "Expected an NVIDIA GPU that torch can use, found none: compile on the machine that serves."
             raise UnavailableError(msg)
+        tensorrt = _import()
         example = torch.zeros(batch, size, size, 3, dtype=torch.uint8, device="cuda")
         module = HalfBody(network) if precision == "float16" else copy.deepcopy(network)
         program = torch.export.export(module.eval().cuda(), (example,))
@@ -155,7 +156,11 @@ class TorchTensorRtEngine:
 def _import() -> Any:
     try:
         import torch_tensorrt
-    except (ImportError, OSError) as error:  # OSError: a library of CUDA or TensorRT is missing
+    except (
+        ImportError,
+        OSError,
+        RuntimeError,
+    ) as error:  # a library of CUDA or TensorRT, or the driver, is missing
         msg = (
             f"engine {NAME}: expected the package torch_tensorrt, found none that can be imported ({error}): "
         )

@@ -57,6 +57,9 @@ def camera(source: str) -> Iterator[ImageSource]:
     import cv2
 
     capture = cv2.VideoCapture(int(source) if source.isdigit() else source)
+    if not capture.isOpened():
+        msg = f"{source}: no such file or folder, and OpenCV opens no camera of that number or address; check it"
+        raise ImageError(msg)
     try:
         while True:
             whole, frame = capture.read()

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -140,7 +140,16 @@ def test_the_bundle_is_int8_and_carries_its_evidence(built: tuple[Path, dict[str
     bundle = Bundle.open(built[0] / "bundle")
     assert bundle.manifest.model.precision == "int8" and bundle.manifest.target == "jetson-orin-nano"
     assert bundle.manifest.stand_in is not None and "demo world" in bundle.manifest.stand_in
-    assert bundle.evidence.keys() == {"contract", "guard", "preflight"}
+    assert bundle.evidence.keys() == {"contract", "guard", "further", "preflight"}
+    # float16 ships along only if the guard let it pass by itself; the float graph always does.
+    half = cast(Any, bundle.evidence["further"])["float16"]
+    names = ["int8", *(["float16"] if half["ships"] else []), "float32"]
+    assert [variant.name for variant in bundle.manifest.variants] == names
+    assert half["guard"]["verdict"] == "pass" or not half["ships"]
+    assert half["guard"]["domains"].keys() == cast(Any, bundle.evidence["guard"])["domains"].keys()
+    with Classifier.load(bundle, engine="ort-cpu", cache=None) as classifier:
+        assert classifier.selection is not None
+        assert classifier.selection.variant == "float32"  # TensorRT's INT8 is not for the processor
     archive = Bundle.open(built[0] / "demo-jetson-orin-nano.vlkd")
     assert archive.manifest.digest == bundle.manifest.digest
 
@@ -276,10 +285,12 @@ def test_a_bundle_for_rtx_carries_the_engine_of_its_preflight(
     assert done.returncode == 0, done.stderr
     bundle = Bundle.open(out / "bundle")
     (engine,) = bundle.manifest.engines
-    assert (engine.kind, engine.variant, engine.file) == ("tensorrt-rtx", "int8", "engine.rtx.bin")
+    # TensorRT for RTX has no INT8 convolutions and takes float16, which passed the guard, too.
+    assert [variant.name for variant in bundle.manifest.variants] == ["int8", "float16", "float32"]
+    assert (engine.kind, engine.variant, engine.file) == ("tensorrt-rtx", "float16", "engine.rtx.bin")
     assert engine.version and len(bundle.files[engine.file]) > 1000
-    (stage,) = [path for path in (out / "stages").glob("preflight-*/engine.bin") if path.stat().st_size > 0]
-    assert stage.read_bytes() == bundle.files[engine.file]
+    stages = [path for path in (out / "stages").glob("preflight-*/engine.bin") if path.stat().st_size > 0]
+    assert bundle.files[engine.file] in [path.read_bytes() for path in stages] and len(stages) == 2
     assert Bundle.open(built[0] / "bundle").manifest.engines == ()
 
 

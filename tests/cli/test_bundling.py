@@ -11,10 +11,14 @@ import pytest
 
 from vlkd_compress.preflight import run_preflight
 from vlkd_edge import bundling
+from vlkd_edge.further import Further, wanted
 from vlkd_edge.targets import find
 from vlkd_runtime import Bundle, Classifier
 from vlkd_runtime.bundle import write_bundle
-from vlkd_runtime.manifest import ManifestDraft
+from vlkd_runtime.errors import ConfigError
+from vlkd_runtime.manifest import GoldenTolerance, ManifestDraft, Variant
+
+TOLERANCE = GoldenTolerance(0.99, 1.0)
 
 
 def test_an_engine_built_ahead_of_time_is_a_file_of_the_bundle(bundle: Path, tmp_path: Path) -> None:
@@ -22,9 +26,10 @@ def test_an_engine_built_ahead_of_time_is_a_file_of_the_bundle(bundle: Path, tmp
     result = run_preflight(bundle / "model.onnx", find("desktop-rtx"), keep_engine=kept)
     if result.verdict == "not run":
         pytest.skip(result.reason)
-    facts: Any = SimpleNamespace(preflight=dataclasses.asdict(result) | {"engine_file": str(kept)})
-    engines = bundling._engines(facts, "float32")
+    answer = dataclasses.asdict(result) | {"engine_file": str(kept)}
+    facts: Any = SimpleNamespace(preflight=answer, further=())
     whole = Bundle.open(bundle)
+    engines = bundling._engines(facts, whole.manifest.variants)
     fields = {field.name: getattr(whole.manifest, field.name) for field in dataclasses.fields(ManifestDraft)}
     draft = ManifestDraft(**cast(Any, fields | {"target": "desktop-rtx", "engines": tuple(engines)}))
     files = {name: whole.files[name] for name in whole.manifest.content_names}
@@ -38,5 +43,30 @@ def test_an_engine_built_ahead_of_time_is_a_file_of_the_bundle(bundle: Path, tmp
     assert found.manifest.files[engine.file].size_bytes == result.engine_bytes
     with Classifier.load(written, engine="ort-cpu") as classifier:
         assert classifier.predict(whole.golden.images[0]).label in whole.manifest.classes
-    facts.preflight["engine_file"] = None
-    assert bundling._engines(facts, "float32") == {}
+    # TensorRT for RTX takes float16 first, so that engine goes along and not the first variant's.
+    half = Variant.further(
+        "float16", dataclasses.replace(whole.manifest.model, precision="float16"), TOLERANCE
+    )
+    facts.further = (Further("float16", kept, "", None, answer),)
+    assert [e.variant for e in bundling._engines(facts, (*whole.manifest.variants, half))] == ["float16"]
+    facts.preflight, facts.further = {"engine_file": None}, ()
+    assert bundling._engines(facts, whole.manifest.variants) == {}
+
+
+@pytest.mark.parametrize(
+    ("target", "asked", "expected"),
+    [
+        pytest.param("jetson", (), ("float16", "float32"), id="jetson"),
+        pytest.param("desktop-rtx", (), ("float16", "float32"), id="rtx"),
+        pytest.param("cpu-x86", (), ("float32",), id="cpu"),
+        pytest.param("jetson", ("float32",), ("float32",), id="asked"),
+        pytest.param("cpu-arm", ("float32",), ("float32",), id="cpu-asked"),
+    ],
+)
+def test_variants_that_suit_a_target(target: str, asked: Any, expected: tuple[str, ...]) -> None:
+    assert wanted(asked, find(target)) == expected
+
+
+def test_float16_is_refused_for_a_processor() -> None:
+    with pytest.raises(ConfigError, match=r"expected no float16 for cpu-x86, .*Leave it out"):
+        wanted(("float16", "float32"), find("cpu-x86"))

@@ -13,6 +13,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from vlkd_runtime.bundle import pack, write_bundle
+from vlkd_runtime.engines import building
+from vlkd_runtime.engines.base import EngineOptions
 from vlkd_runtime.golden import Golden
 from vlkd_runtime.manifest import GoldenTolerance, ManifestDraft, ModelSpec
 from vlkd_runtime.preprocess import PreprocessSpec
@@ -171,3 +173,16 @@ def archive(packed: bytes, tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Stand in for the child process that builds; the list has one entry for each build."""
+    plans: list[bytes] = []
+
+    def build(model: bytes, timing: bytes, module: str, options: EngineOptions) -> Any:
+        plans.append(b"plan:%d" % len(plans))
+        return plans[-1], b"timing" + timing, {"seconds": 1.0, "layers": 9, "timing": "new"}
+
+    monkeypatch.setattr(building, "run_build", build)
+    return plans

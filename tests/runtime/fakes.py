@@ -13,6 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from vlkd_runtime.engines.base import EngineOptions
+from vlkd_runtime.engines.cuda import Cuda
+from vlkd_runtime.engines.tensorrt import TensorRtEngine
+
+SHAPES = {"image": (1, 8, 8, 3), "embedding": (1, 4), "logits": (1, 3)}
+
 
 class FakeDriver:
     """``libcuda.so.1`` on the CPU. Every allocation must be given back, which `live` shows."""
@@ -247,3 +253,14 @@ class FakeContext:
 
         self.trt.driver._do(work)
         return True
+
+
+def open_fake(tiny: Any, options: EngineOptions, driver: FakeDriver | None = None, **change: Any) -> Any:
+    driver = driver or FakeDriver()
+    trt = FakeTensorRt(driver, lambda image: tiny.reference(image), SHAPES)
+    for name, value in change.items():
+        setattr(trt, name, value)
+    engine = TensorRtEngine(
+        "tensorrt", tiny.files["model.onnx"], options, cuda=Cuda(0, library=driver), module=trt
+    )
+    return engine, driver, trt

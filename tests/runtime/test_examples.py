@@ -63,6 +63,18 @@ def test_camera_without_a_bundle(tmp_path: Path) -> None:
     assert "No such file" in done.stderr
 
 
+def test_a_camera_that_is_not_there(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cv2.py").write_text(
+        "class VideoCapture:\n"
+        "    def __init__(self, source): assert source == 7\n"
+        "    def isOpened(self): return False\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    done = run("camera.py", "--bundle", folder, "--source", "7")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "7: no such file or folder, and OpenCV opens no camera" in done.stderr
+
+
 def converse(
     service: subprocess.Popen[str],
     listening: socket.socket,

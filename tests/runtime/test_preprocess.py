@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import struct
 import warnings
+import zlib
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -131,6 +132,37 @@ def test_transparent_value_of_sixteen_bit_gray_is_white(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     Image.fromarray(values).save(path, transparency=257)
     assert np.asarray(decode(path))[0, :, 0].tolist() == [0, 255, 117]
+
+
+def test_inks_become_colours_as_the_specification_says() -> None:
+    inks = RNG.integers(0, 256, (40, 30, 4)).astype(np.uint8)
+    inks[:2, :2] = 0
+    inks[2:4, :2] = 255
+    image = Image.frombytes("CMYK", (30, 40), inks.tobytes())
+    ink, black = inks[:, :, :3].astype(int), inks[:, :, 3:].astype(int)
+    assert np.array_equal(np.asarray(decode(image)), ((255 - ink) * (255 - black) + 127) // 255)
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(2, 3), (4, 2), (6, 4)], ids=["rgb", "gray-alpha", "rgba"])
+def test_of_colours_in_sixteen_bits_the_high_byte_counts(colour: int, channels: int, tmp_path: Path) -> None:
+    values = RNG.integers(0, 65536, (5, 7, channels)).astype(">u2")
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 7, 5, 16, colour, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in values))),
+        (b"IEND", b""),
+    ]
+    path = tmp_path / "x.png"
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in chunks
+        )
+    )
+    high = (values >> 8).astype(np.uint8)
+    colours = high if channels >= 3 else np.repeat(high, [3, 1], axis=2)
+    expected = colours if channels == 3 else over_white(colours)
+    assert np.array_equal(np.asarray(decode(path)), expected)
 
 
 def test_cmyk_jpeg_comes_out_in_its_colors(tmp_path: Path) -> None:

@@ -170,6 +170,8 @@ class OrtEngine:
         session_options = ort.SessionOptions()
         session_options.intra_op_num_threads = self._options.threads or 0
         session_options.inter_op_num_threads = 1
+        # Threads that spin until the next run take the processor from what decodes the next image, and power.
+        session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session_options.log_severity_level = 4
         if rewritten is not None:
             session_options.optimized_model_filepath = str(rewritten)

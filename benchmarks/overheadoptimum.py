@@ -1,0 +1,234 @@
+"""The part of ``overhead.py`` against optimum: the same files, the same network, in turn with a process of optimum's.
+
+Letters: none; times in seconds unless a name says ``_ms``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from PIL import Image
+
+from tinymodel import NAMES
+from vlkd_runtime import Classifier
+from vlkd_runtime.preprocess import prepare
+
+LEAST_OPTIMUM = 2.0
+CHUNK, BATCHES, TRIALS = 40, (1, 4, 8, 16), 4
+# What spins after a run, or is being written back, must not fall into the other side's time.
+PAUSE_S = 0.05
+CHILD = Path(__file__).with_name("overheadchild.py")
+
+
+class Optimum:
+    """A process with optimum that classifies files when asked."""
+
+    def __init__(self, child: subprocess.Popen[str]) -> None:
+        self._child = child
+        self.versions = self._read()
+
+    def classify(self, which: Sequence[int], *, fast: bool, batch: int) -> dict[str, Any]:
+        """Classify files by number; gives labels, wall and CPU time."""
+        assert self._child.stdin is not None
+        self._child.stdin.write(json.dumps({"which": list(which), "fast": fast, "batch": batch}) + "\n")
+        self._child.stdin.flush()
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._child.stdout is not None
+        answer: dict[str, Any] = json.loads(self._child.stdout.readline())
+        return answer
+
+
+@contextmanager
+def optimum(python: Path, folder: Path, paths: Sequence[Path], threads: int | None) -> Iterator[Optimum]:
+    """Start the process; with no number of threads, everything in it has its own default."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
+    environment.pop("PYTHONPATH", None)
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    command = [str(python), str(CHILD), str(folder), str(threads or 0), *map(str, paths)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as child:
+        yield Optimum(child)
+        assert child.stdin is not None
+        child.stdin.close()
+
+
+def against_optimum(
+    python: Path,
+    folder: Path,
+    bundle: Path,
+    paths: Sequence[Path],
+    single: Classifier,
+    side: int,
+    rounds: int,
+) -> dict[str, Any]:
+    """Compare both with their defaults on all processors, and with one thread each.
+
+    Args:
+        python: A Python with optimum.
+        folder: Where to write the network for it.
+        bundle: The same network for this library.
+        paths: JPEG files.
+        single: The bundle in one thread.
+        side: Height and width of the network's input.
+        rounds: Of ``CHUNK`` images for each side.
+    """
+    transformers_folder(bundle, folder, side)
+    with optimum(python, folder, paths, None) as theirs, Classifier.load(bundle, cache=None) as ours:
+        mode = best_mode(theirs, len(paths))
+        whole = in_rounds(theirs, mode, ours, paths, rounds, "wall")
+        versions = theirs.versions
+    with optimum(python, folder, paths, 1) as theirs:
+        one = in_rounds(theirs, {**mode, "batch": 1}, single, paths, rounds // 2, "cpu")
+    parts = where_the_time_goes(single, paths)
+    shared = parts["decode_ms"] + parts["network_ms"]
+    passed = whole["images_per_second_ratio"] >= LEAST_OPTIMUM
+    why = (
+        f"Of the {one['theirs_ms']:.2f} ms that optimum works on an image, {parts['decode_ms']:.2f} are decoding and "
+        f"{parts['network_ms']:.2f} the network, the same work on both sides: with nothing else to do at all, this "
+        f"library would work {one['theirs_ms'] / shared:.2f} times less, and does {one['images_per_second_ratio']:.2f}."
+    )
+    return {
+        "passed": passed,
+        **({} if passed else {"why_not": why}),
+        "all_processors": {**whole, "processors": len(os.sched_getaffinity(0)), "optimum_at_its_best": mode},
+        "one_thread": {
+            **one,
+            "ours_in_parts": parts,
+            "ratio_with_decoding_and_network_alone": round(one["theirs_ms"] / shared, 3),
+        },
+        "versions": versions,
+    }
+
+
+def best_mode(theirs: Optimum, count: int) -> dict[str, Any]:
+    """Find the image processor and the batch with which optimum is quickest."""
+    modes = [{"fast": fast, "batch": batch} for fast in (False, True) for batch in BATCHES]
+    which = range(min(count, CHUNK))
+    trials = [[theirs.classify(which, **mode)["wall"] for mode in modes] for _ in range(1 + TRIALS)][1:]
+    medians = [statistics.median(row[place] for row in trials) for place in range(len(modes))]
+    return modes[medians.index(min(medians))]
+
+
+def in_rounds(
+    theirs: Optimum, mode: dict[str, Any], ours: Classifier, paths: Sequence[Path], rounds: int, clock: str
+) -> dict[str, Any]:
+    """Let both classify the same files in turn, who goes first changing; medians of the rounds."""
+    now: Callable[[], float] = time.perf_counter if clock == "wall" else time.process_time
+    pairs, same = [], 0
+    for index in range(rounds + 2):
+        which = [(index * CHUNK + offset) % len(paths) for offset in range(CHUNK)]
+        files = [paths[place] for place in which]
+        answers: dict[str, Any] = {}
+        found: list[str] = []
+        seconds = 0.0
+        for turn in (index % 2, 1 - index % 2):
+            time.sleep(PAUSE_S)
+            if turn:
+                answers = theirs.classify(which, **mode)
+            else:
+                start = now()
+                found = [prediction.label for prediction in ours.predict(files)]
+                seconds = now() - start
+        same += sum(mine == other for mine, other in zip(found, answers["labels"], strict=True))
+        pairs.append((answers[clock], seconds))
+    share = same / (len(pairs) * CHUNK)
+    pairs = pairs[2:]  # the first ones warm both
+    ratios = sorted(other / mine for other, mine in pairs)
+    half = len(ratios) ** 0.5
+    bounds = [ratios[max(0, min(len(ratios) - 1, int(len(ratios) / 2 + side * half)))] for side in (-1, 1)]
+    return {
+        "time": "passed" if clock == "wall" else "CPU",
+        "rounds": rounds,
+        "images_in_a_round": CHUNK,
+        "same_label_share": round(share, 4),
+        "theirs_ms": round(statistics.median(other for other, _ in pairs) / CHUNK * 1e3, 3),
+        "ours_ms": round(statistics.median(mine for _, mine in pairs) / CHUNK * 1e3, 3),
+        "images_per_second_ratio": round(statistics.median(ratios), 3),
+        "ratio_95_percent": [round(bound, 3) for bound in bounds],
+    }
+
+
+def where_the_time_goes(single: Classifier, paths: Sequence[Path]) -> dict[str, float]:
+    """Take one prediction from a file apart, in CPU milliseconds of one thread."""
+    images = [prepare(path, single.preprocess) for path in paths]
+
+    def decode(place: int) -> None:
+        with Image.open(paths[place]) as image:
+            image.load()
+
+    steps: dict[str, Callable[[int], object]] = {
+        "decode": decode,
+        "prepare": lambda place: prepare(paths[place], single.preprocess),
+        "network": lambda place: single._engine.run(images[place][None]),
+        "whole": lambda place: single.predict(paths[place]),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(5):
+        for place in range(len(paths)):
+            for name, step in steps.items():
+                start = time.process_time()
+                step(place)
+                taken[name].append(time.process_time() - start)
+    found = {name: float(np.median(values)) * 1e3 for name, values in taken.items()}
+    parts = {
+        "decode_ms": found["decode"],
+        "to_size_ms": found["prepare"] - found["decode"],
+        "network_ms": found["network"],
+        "rest_ms": found["whole"] - found["prepare"] - found["network"],
+    }
+    return {name: round(value, 3) for name, value in parts.items()}
+
+
+def transformers_folder(bundle: Path, folder: Path, side: int) -> None:
+    """Write the same network as optimum loads it: normalised ``pixel_values`` of any batch in, the rest as it is."""
+    model = onnx.load(bundle / "model.onnx")
+    graph = model.graph
+    del graph.node[:4], graph.input[:], graph.output[0]
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            if name == "layer0":
+                node.input[index] = "pixel_values"
+    unused = {"mean", "deviation"}
+    kept = [item for item in graph.initializer if item.name not in unused]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    shape = ["N", 3, side, side]
+    graph.input.append(onnx.helper.make_tensor_value_info("pixel_values", onnx.TensorProto.FLOAT, shape))
+    graph.output[0].type.tensor_type.shape.dim[0].dim_param = "N"
+    onnx.checker.check_model(model)
+    folder.mkdir()
+    onnx.save(model, folder / "model.onnx")
+    labels = dict(enumerate(NAMES))
+    config = {
+        "model_type": "resnet",
+        "architectures": ["ResNetForImageClassification"],
+        "id2label": labels,
+        "label2id": {name: index for index, name in labels.items()},
+    }
+    processor = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": side, "width": side},
+        "resample": 2,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [120 / 255] * 3,
+        "image_std": [60 / 255] * 3,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
