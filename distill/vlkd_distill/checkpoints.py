@@ -15,6 +15,8 @@ from vlkd_runtime.atomic import write_bytes
 from vlkd_runtime.errors import DataError
 from vlkd_runtime.tensorfile import read_tensors, write_tensors
 
+from .narrowing import fit
+
 FILE = "checkpoint.safetensors"
 
 
@@ -90,14 +92,16 @@ def save_weights(path: Path, student: nn.Module) -> None:
 
 
 def load_weights(path: Path, student: nn.Module) -> None:
-    """Read weights that `save_weights` wrote.
+    """Read weights that `save_weights` wrote; where they are of a pruned network, this one becomes as narrow.
 
     Raises:
         DataError: they belong to another network.
     """
     arrays, _ = read_tensors(path.read_bytes(), where=str(path))
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    fit(student, tensors)
     try:
-        student.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
+        student.load_state_dict(tensors)
     except RuntimeError as error:
         msg = f"The weights in {path} belong to another network: {str(error).splitlines()[0]}"
         raise DataError(msg) from error

@@ -43,6 +43,7 @@ def train(
     on_step: OnStep = lambda *_: None,
     augmentation: Augmentation | None = None,
     ring: Ring = ALONE,
+    hold: Callable[[], None] = lambda: None,
 ) -> Student:
     """Run a method's stages on a student, in place.
 
@@ -58,6 +59,7 @@ def train(
         on_step: called as ``on_step(stage name, steps done, loss)``.
         augmentation: limits of the random views.
         ring: the processes that train together; each ends with the same weights.
+        hold: called after each step of the optimizer, to put back what may not change.
     """
     keep_freed_memory()
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,6 +107,7 @@ def train(
                     loss = method.loss(ring.join(outputs.float(), len(rows)), batch)
                 # Cached features are trained on whole in every process: their gradients are the same already.
                 schedule.step(loss, ring if features is None else ALONE)
+                hold()
                 keeper.step(student.state_dict(), schedule.share)
                 if judged and schedule.at_one_of(settings.judgements):
                     keeper.judge(_source_loss(student, method, settings, data), student.state_dict())

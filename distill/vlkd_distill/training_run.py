@@ -12,11 +12,13 @@ import numpy as np
 from vlkd_bench.samples import Sample
 from vlkd_runtime.vectors import ClassVectors
 
-from . import datacontract, methods, processes, starting, teacher_loading, training
+from . import checkpoints, datacontract, methods, processes, starting, teacher_loading, training
 from .feeding import TrainingData
 from .pixels import PixelStore
 from .processes import Ring
+from .recovery import Recovering, Recovery, hold_zeros
 from .specs import Settings, StudentSpec
+from .stages import Method
 from .students import Student
 from .styled import StyledStore
 from .teachers import Teacher
@@ -41,6 +43,7 @@ class TrainingRun:
         cache: where what a teacher needs is kept.
         folder: where the checkpoint lies.
         closed: files and folders that no process may open while it trains; as it is when this is made.
+        recovery: what to go on from; None for a training from the start.
     """
 
     settings: Settings
@@ -57,6 +60,7 @@ class TrainingRun:
     cache: Path
     folder: Path
     closed: tuple[Path, ...] = field(default_factory=datacontract.forbidden)
+    recovery: Recovery | None = None
 
     def train(
         self, data: TrainingData, teacher: Callable[[], Teacher], on_step: training.OnStep = lambda *_: None
@@ -101,6 +105,19 @@ class TrainingRun:
     def _go(
         self, ring: Ring, data: TrainingData, teacher: Callable[[], Teacher], on_step: training.OnStep
     ) -> Student:
-        method = methods.create(self.settings, self.vectors)
-        student = starting.start(self.student, method, teacher)
-        return training.train(student, method, self.settings, data, self.folder, on_step, ring=ring)
+        method: Method = methods.create(self.settings, self.vectors)
+        if self.recovery is None:
+            student = starting.start(self.student, method, teacher)
+            return training.train(student, method, self.settings, data, self.folder, on_step, ring=ring)
+        student = starting.untrained(self.student, method, teacher)
+        checkpoints.load_weights(self.recovery.weights, student)
+        return training.train(
+            student,
+            Recovering(method, self.recovery),
+            self.settings,
+            data,
+            self.folder,
+            on_step,
+            ring=ring,
+            hold=hold_zeros(student, self.recovery.zeros),
+        )
