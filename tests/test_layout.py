@@ -58,17 +58,19 @@ def test_arrows_point_one_way(package: str) -> None:
 @pytest.mark.parametrize("package", ["vlkd_runtime", "vlkd_bench", "vlkd_compress"])
 def test_no_torch_where_it_must_not_be(package: str) -> None:
     found = {path for path in modules(package) if imported(path) & TORCH}
-    # Training with quantization is torch's, in modules that nothing imports before it is asked for.
-    training = {
-        PACKAGES[package] / "qat" / f"{name}.py" for name in ("network", "operators", "rounding", "training")
+    # Training with quantization and pruning are torch's, in modules that nothing imports before they are asked for.
+    torches = {
+        "qat": ("network", "operators", "rounding", "training"),
+        "prune": ("channels", "costs", "cutting", "harm", "norms", "sparsity"),
     }
+    training = {PACKAGES[package] / part / f"{name}.py" for part, names in torches.items() for name in names}
     assert found == (training if package == "vlkd_compress" else set())
 
 
 def test_compression_without_training_loads_no_torch() -> None:
     asked = (
         "import sys; sys.modules['torch'] = None\n"
-        "import vlkd_edge.qat, vlkd_edge.compressing, vlkd_edge.ship, vlkd_compress.qat.settings"
+        "import vlkd_edge.qat, vlkd_edge.pruning, vlkd_edge.compressing, vlkd_edge.ship, vlkd_compress.qat.settings"
     )
     subprocess.run([sys.executable, "-c", asked], check=True)
 

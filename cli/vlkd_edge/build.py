@@ -20,7 +20,7 @@ from vlkd_distill.teacher_names import check_name, form_of
 from vlkd_runtime.errors import ConfigError, UnavailableError
 from vlkd_runtime.vectors import ClassVectors
 
-from . import evidence, further, learn, reporting, sharded, ship, synthesising, teach, virtualising
+from . import evidence, further, learn, pruning, reporting, sharded, ship, synthesising, teach, virtualising
 from .bundling import Places, write
 from .climbing import recipes
 from .config import Config
@@ -68,6 +68,7 @@ def check_beforehand(config: Config) -> None:
     learn.check_domains(config)
     learn.absent(config)
     virtualising.check(config)
+    pruning.check(config)
     if config.data.root != "demo" and not lies_in_shards(config):
         dataset = learn.scan(config)
         free = config.distill.method == synthesising.METHOD
@@ -96,7 +97,8 @@ def check_beforehand(config: Config) -> None:
             f"'vl2v-adip', or distill.style_share = 0, with teacher.model = '{config.teacher.model}'."
         )
         raise ConfigError(msg)
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    packages = (*NEEDED, *(["torch_pruning"] if config.compress.prune.target else []))
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         msg = f"A build needs packages that are not installed ({', '.join(missing)}): pip install 'vlkd-edge[build]'"
         raise UnavailableError(msg)
@@ -116,7 +118,7 @@ def _build(config: Config, target: Target, workspace: Workspace, live: Live, con
     sources = dataset.sources(config.data.held_out) if made is None else synthesising.domains(made)
     live.banner("Data contract", _contract(config, sources, images))
     learn.check_known(learning, (*images.train, *images.test))
-    graphs, answered = {}, vectors_stage
+    graphs, trained, answered = {}, vectors_stage, vectors_stage
     methods: tuple[MethodName, ...] = (BASELINE, config.distill.method)
     with closed(config, dataset):
         store = learn.pixels(learning, images.train)
@@ -145,8 +147,24 @@ def _build(config: Config, target: Target, workspace: Workspace, live: Live, con
         row.image: row for row in shared.read(shared.predictions("student", student, tuple(both.values())))
     }
     reference = tuple(answers[sample.image] for sample in images.guarded)
+    slimming = pruning.Slimming(
+        learning,
+        config.distill.method,
+        trained,
+        student,
+        store,
+        images.train,
+        answered,
+        partial(closed, config, dataset),
+    )
     compressed = ship.compress(
-        shared, student, reference, images.guarded, usable, partial(learn.teacher_embeddings, learning)
+        shared,
+        student,
+        reference,
+        images.guarded,
+        usable,
+        partial(learn.teacher_embeddings, learning),
+        slimming.rungs,
     )
     evidence.write(workspace.root / "guard", reference, compressed.trials, vectors.names)
     facts = Facts(

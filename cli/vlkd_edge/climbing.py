@@ -22,6 +22,7 @@ from vlkd_compress.fused import FusedCount, count_fused
 from vlkd_compress.guard import Candidate
 from vlkd_compress.ladder import Climb, Limits, Made, Rung, climb, plan
 from vlkd_compress.plain_engine import open_for_accuracy
+from vlkd_compress.prune.settings import Pruned
 from vlkd_compress.ranking import Group, Ranking, RankingImages, is_for_ranking, rank
 from vlkd_compress.recipes import Dialect, Recipe, make
 from vlkd_compress.speed import Speed, race
@@ -81,11 +82,13 @@ class Start:
         stage: holds ``model.onnx``: a float graph for the rungs' recipes, or for rungs without one the candidate.
         steps: what was done to the float model so far, in order.
         planned: names of the layers it quantizes, if it is a candidate that does.
+        pruned: what pruning did to it, if that was done.
     """
 
     stage: StageResult
     steps: tuple[str, ...]
     planned: tuple[str, ...] | None = None
+    pruned: Pruned | None = None
 
 
 @dataclass(slots=True)
@@ -185,8 +188,13 @@ class Climber:
         refusal = ""
         if speed is not None and speed.slower:
             refusal = f"slower than float on the target's engine: {speed.describe()}"
-        steps = (*start.steps, *rung.steps) if start is not None else rung.steps
-        return Made(rung, Candidate(rung.name, model, steps), refusal, speed, fused, model.stat().st_size)
+        steps, pruned = rung.steps, None
+        if start is not None:
+            steps, pruned = (*start.steps, *rung.steps), start.pruned
+            refusal = refusal or _lost_zeros(model, pruned.sparse_layers if pruned else 0)
+        return Made(
+            rung, Candidate(rung.name, model, steps), refusal, speed, fused, model.stat().st_size, pruned
+        )
 
     def floating(self, name: str) -> Path:
         """The float graph that a candidate was made of: the task's own, or that of its start."""
@@ -348,6 +356,19 @@ class Climber:
         if which not in self._keys:
             self._keys[which] = content_key(samples)
         return self._keys[which]
+
+
+def _lost_zeros(model: Path, planned: int) -> str:
+    """Why a candidate that is meant to be 2:4 sparse is not; "" if it is, or is not meant to be."""
+    if not planned:
+        return ""
+    from vlkd_compress.graph import load
+    from vlkd_compress.prune.sparsegraph import count_sparse
+
+    found = len(count_sparse(load(model)).sparse)
+    if found >= planned:
+        return ""
+    return f"{planned} layers are meant to have two zeros in every four input channels, and {found} have"
 
 
 def dialect_of(target: Target) -> Dialect:

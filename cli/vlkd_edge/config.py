@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from vlkd_bench.leaveout import BASELINE
 from vlkd_bench.verdict import GuardBudget
+from vlkd_compress.prune.settings import Goal, PruneSettings
 from vlkd_distill.specs import PromptSettings, Settings
 from vlkd_distill.synthspecs import SynthesisSettings
 from vlkd_runtime.errors import ConfigError
@@ -129,6 +130,7 @@ class CompressConfig:
             part of the teacher's embedding space uncovered; ``styles`` offers style views of some of them, too.
         qat_epochs: passes over the train images in quantization-aware training, which is tried when nothing else
             in INT8 passed; 0 leaves it out.
+        prune: channels and weights that go before anything is quantized, `vlkd_compress.prune.settings.PruneSettings`.
     """
 
     candidates: tuple[CandidateName, ...] = ()
@@ -138,6 +140,7 @@ class CompressConfig:
     calibration_images: int = 256
     calibration: Literal["even", "coverage", "styles"] = "even"
     qat_epochs: int = 2
+    prune: PruneSettings = field(default_factory=PruneSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +351,12 @@ _RANGES: dict[str, tuple[float, float]] = {
     "compress.trials": (1, 1000),
     "compress.minutes": (0, 100_000),
     "compress.qat_epochs": (0, 1000),
+    "compress.prune.epochs": (0, 100_000),
+    "compress.prune.lr": (0, 10),
+    "compress.prune.images": (1, 100_000),
+    "compress.prune.rounds": (1, 1000),
+    "compress.prune.round_to": (1, 1024),
+    "compress.prune.least": (0, 1),
     "guard.worst_points": (0, 100),
     "guard.mean_points": (0, 100),
     "guard.flip_points": (0, 100),
@@ -395,7 +404,22 @@ def _check(config: Config) -> list[str]:
     candidates = config.compress.candidates
     if len(set(candidates)) != len(candidates):
         errors.append(f"compress.candidates: expected each once, found {list(candidates)}.")
-    return errors + _check_synthesis(config.synthesis)
+    return errors + _check_pruning(config.compress.prune) + _check_synthesis(config.synthesis)
+
+
+def _check_pruning(asked: PruneSettings) -> list[str]:
+    errors = []
+    if asked.target:
+        try:
+            Goal.parse(asked.target)
+        except ConfigError as error:
+            errors.append(f"compress.prune.target: {error}")
+    steps = list(asked.steps)
+    if not steps or steps != sorted(set(steps), reverse=True) or not 0 < steps[-1] <= steps[0] <= 1:
+        errors.append(
+            f"compress.prune.steps: expected parts of the cut above 0, falling from 1, found {steps}."
+        )
+    return errors
 
 
 def _check_synthesis(asked: SynthesisSettings) -> list[str]:

@@ -19,8 +19,9 @@ from vlkd_bench.predictions import PredictionRow, evaluate, read_predictions, wr
 from vlkd_bench.samples import Sample
 from vlkd_compress import record
 from vlkd_compress.guard import Candidate, Trial
-from vlkd_compress.ladder import Climb, Limits
+from vlkd_compress.ladder import Climb, Limits, Rung
 from vlkd_compress.qat.settings import QatSettings
+from vlkd_compress.recipes import Recipe
 from vlkd_distill.data import content_key
 from vlkd_runtime import Classifier
 from vlkd_runtime.atomic import write_bytes, write_text
@@ -38,6 +39,9 @@ from .stages import StageResult, Workspace, versions
 
 GOLDEN_IMAGES = 8
 PREFLIGHT_PACKAGES = ("onnxruntime-ep-nv-tensorrt-rtx-cu13", "tensorrt-cu13-bindings", "onnxruntime", "onnx")
+
+
+Slimmer = Callable[[Climber, Sequence[Recipe]], tuple[list[Rung], list[Rung]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +134,7 @@ def compress(
     guarded: Sequence[Sample],
     calibration: Sequence[Sample],
     embed: Callable[[Sequence[Sample]], npt.NDArray[np.float32]],
+    slimmer: Slimmer = lambda *_: ([], []),
 ) -> Compressed:
     """Climb down the ladder, boldest candidate first, until the guard lets one pass; keep the record.
 
@@ -140,6 +145,7 @@ def compress(
         guarded: every image of the held-out domains.
         calibration: train images of the source domains.
         embed: the teacher's embeddings of some of them, asked for if calibration is chosen by coverage.
+        slimmer: gives rungs with pruned students, before the recipes and after the ranked ones.
 
     Raises:
         GuardError: no candidate came as far as the guard.
@@ -171,11 +177,14 @@ def compress(
         embed,
         ship.vectors,
     )
+    before, after = slimmer(climber, chosen)
     climb = climber.run(
         chosen,
         config.guard.budget(),
-        Limits(settings.trials, settings.minutes),
-        escalate=qat.escalate(climber, lessons, chosen),
+        # A ladder that starts bolder shall come as far down as it would without.
+        Limits(settings.trials + len(before) + len(after), settings.minutes),
+        bolder=before,
+        escalate=(*after, *qat.escalate(climber, lessons, chosen)),
         ranked=settings.rank,
         early=config.guard.early_stop,
     )

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 PARITY_IMAGES = 16
 PARITY_LOGIT_GAP = 1e-2
 PARITY_COSINE = 0.9999
+WEIGHTS = "student.safetensors"
 _EMBEDDINGS = "embeddings.npy"
 _CAPTIONS = "captions.npy"
 
@@ -97,14 +99,32 @@ def vectors_for(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A student that something took apart, and how it learns again.
+
+    Attributes:
+        stage: holds what is left of it, ``student.safetensors``.
+        epochs: passes over the training images.
+        lr: their peak learning rate.
+        zeros: names of tensors whose zeros stay.
+    """
+
+    stage: StageResult
+    epochs: int
+    lr: float
+    zeros: tuple[str, ...] = ()
+
+
 def train(
     learning: Learning,
     method: MethodName,
     samples: Sequence[Sample],
     store: StageResult,
     vectors: StageResult,
+    changed: Changed | None = None,
 ) -> StageResult:
-    """Train one student.
+    """Train one student, from its start or from what a change left of it.
 
     Args:
         learning: what the stages share.
@@ -112,16 +132,23 @@ def train(
         samples: train images of the source domains.
         store: their pixels.
         vectors: as `vectors_for` gives them.
+        changed: what to go on from, by the same loss in one stage.
     """
     settings = learning.settings(method)
 
     def work(folder: Path) -> None:
         from vlkd_distill import checkpoints, methods, training, training_run
+        from vlkd_distill.recovery import Recovering, Recovery
 
         stored = load_vectors(vectors)
-        how = methods.create(settings, stored)
-        teacher = _seer(learning, method, vectors)
-        seen = _training_data(learning, how, settings, samples, store, teacher, folder)
+        how: Method = methods.create(settings, stored)
+        recovery = None
+        if changed is not None:
+            left = changed.stage.folder / WEIGHTS
+            recovery = Recovery(left, changed.epochs, changed.lr, changed.zeros)
+            how = Recovering(how, recovery)
+        teacher = seer(learning, method, vectors)
+        seen = training_data(learning, how, settings, samples, store, teacher, folder)
         run = training_run.TrainingRun(
             settings=settings,
             vectors=stored,
@@ -136,16 +163,20 @@ def train(
             teacher=learning.config.teacher.model,
             cache=learning.workspace.cache,
             folder=folder,
+            recovery=recovery,
         )
-        with learning.live.task(f"training {method}", training.total_steps(settings, how, seen)) as advance:
+        with learning.live.task(
+            f"{'training' if changed is None else 'recovering'} {method}",
+            training.total_steps(settings, how, seen),
+        ) as advance:
 
             def on_step(stage: str, steps: int, loss: float) -> None:
                 advance(steps, note=f"{stage}, loss {loss:.3f}")
 
             student = run.train(seen, learning.teacher, on_step)
-        checkpoints.save_weights(folder / "student.safetensors", student)
-        for name in (checkpoints.FILE, _EMBEDDINGS):
-            (folder / name).unlink(missing_ok=True)
+        checkpoints.save_weights(folder / WEIGHTS, student)
+        (folder / checkpoints.FILE).unlink(missing_ok=True)
+        forget_embeddings(folder)
 
     inputs = {
         "settings": settings.used(),
@@ -158,7 +189,15 @@ def train(
         inputs["renderer"] = style_renderer()
     if settings.reads_captions:
         inputs["captions"] = captions_key(learning.config)
-    return learning.workspace.stage(method, inputs | versions("torch", "timm", "vlkd-edge"), work)
+    if changed is not None:
+        inputs["changed"] = {
+            "stage": changed.stage.key,
+            "epochs": changed.epochs,
+            "lr": changed.lr,
+            "zeros": list(changed.zeros),
+        }
+    name = method if changed is None else f"recover-{changed.stage.name}"
+    return learning.workspace.stage(name, inputs | versions("torch", "timm", "vlkd-edge"), work)
 
 
 def _folder_of(mapped: object) -> Path:
@@ -169,7 +208,7 @@ def _folder_of(mapped: object) -> Path:
     return Path(str(mapped.filename)).parent
 
 
-def _seer(learning: Learning, method: MethodName, vectors: StageResult) -> Callable[[], Teacher]:
+def seer(learning: Learning, method: MethodName, vectors: StageResult) -> Callable[[], Teacher]:
     """Who embeds images for a method: the teacher, or the teacher with learned visual prompts."""
     if method != "promptkd":
         return partial(matched, learning, vectors)
@@ -185,7 +224,7 @@ def _seer(learning: Learning, method: MethodName, vectors: StageResult) -> Calla
     return prompted
 
 
-def _training_data(
+def training_data(
     learning: Learning,
     how: Method,
     settings: Settings,
@@ -273,6 +312,11 @@ def _captions(learning: Learning, samples: Sequence[Sample]) -> npt.NDArray[np.f
     return mapped
 
 
+def forget_embeddings(folder: Path) -> None:
+    """Take away what `training_data` left in a folder that is kept."""
+    (folder / _EMBEDDINGS).unlink(missing_ok=True)
+
+
 def _styled(
     learning: Learning, settings: Settings, samples: Sequence[Sample], store: StageResult
 ) -> StyledStore:
@@ -338,7 +382,7 @@ def export(
         stored = load_vectors(vectors)
         how = methods.create(learning.settings(method), stored)
         student = starting.untrained(learning.student_spec(), how, learning.teacher)
-        checkpoints.load_weights(trained.folder / "student.safetensors", student)
+        checkpoints.load_weights(trained.folder / WEIGHTS, student)
         network = students.Deployable(
             student, students.FusedHead(stored) if how.predicts_by_vectors else None
         )

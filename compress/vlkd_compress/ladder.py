@@ -19,6 +19,7 @@ from vlkd_runtime.errors import GuardError
 
 from .fused import FusedCount
 from .guard import Candidate, Evaluate, Guard, GuardOutcome, Trial
+from .prune.settings import Pruned
 from .ranking import Ranking, is_for_ranking
 from .recipes import Recipe
 from .speed import Speed
@@ -73,6 +74,7 @@ class Made:
         speed: how fast it is beside the float graph; None where the target's engine does not run.
         fused: what the engine made of it; None for a graph without integers.
         size_bytes: of its file.
+        pruned: what pruning did to the float graph it was made of; None if nothing.
     """
 
     rung: Rung
@@ -81,6 +83,7 @@ class Made:
     speed: Speed | None
     fused: FusedCount | None
     size_bytes: int
+    pruned: Pruned | None = None
 
 
 @dataclass(frozen=True, slots=True)

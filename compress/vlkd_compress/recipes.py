@@ -23,6 +23,8 @@ NAMES = (
     *(f"int8-{method}" for method in METHODS),
     *("int8-dynamic", "weights8", "weights4", "fp16", "fp8"),
 )
+# What somebody may look for here who has read that a build does it.
+_BY_TRAINING = ("prune", "macs", "size", "latency", "sparse", "2:4", "2in4")
 # Where each step makes sense; ranges taken at run time and blocks of few bits are ONNX Runtime's own.
 _ONLY: dict[Kind, Dialect] = {
     "dynamic": "cpu",
@@ -60,6 +62,11 @@ class Recipe:
         """
         if name not in NAMES:
             msg = f"Expected a candidate of {', '.join(NAMES)}, found '{name}'."
+            if name.startswith(_BY_TRAINING):
+                msg += (
+                    " Channels and weights are taken out of a student that can be trained again: set compress.prune in "
+                    "vlkd.toml and run vlkd-edge build. A graph alone cannot be pruned and recovered."
+                )
             raise ConfigError(msg)
         head, _, tail = name.partition("-")
         recipe = cls("dynamic", dialect) if tail == "dynamic" else cls(head, dialect)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from .ladder import Attempt, Climb
+from .prune.settings import Pruned
 from .ranking import Ranking
 
 NOT_COUNTED = (
@@ -64,16 +65,18 @@ def candidate_json(item: Attempt) -> dict[str, Any]:
         "size_bytes": made.size_bytes,
         "fused": asdict(fused) if fused else None,
         "fused_reason": "" if fused or made.candidate is None else NOT_COUNTED,
+        "pruned": asdict(made.pruned) if made.pruned else None,
         "model": str(made.candidate.path) if made.candidate else None,
     }
 
 
 def markdown(climb: Climb, float_bytes: int, ranking: Ranking | None = None) -> str:
     """The candidates as a table, in the order tried."""
+    slim = any(item.made.pruned is not None for item in climb.attempts)
     lines = [
-        "| candidate | worst domain: drop, at most | mean: drop, at most | speed against float | size | in INT8 | "
-        "verdict |",
-        "|---|---|---|---|---|---|---|",
+        "| candidate | worst domain: drop, at most | mean: drop, at most | speed against float | size | "
+        f"{'multiply-adds left | ' * slim}in INT8 | verdict |",
+        f"|---|---|---|---|---|{'---|' * slim}---|---|",
     ]
     for item in climb.attempts:
         made, verdict = item.made, item.trial.verdict if item.trial else None
@@ -88,7 +91,8 @@ def markdown(climb: Climb, float_bytes: int, ranking: Ranking | None = None) -> 
         fused = f"{made.fused.integer} of {made.fused.planned}" if made.fused else ""
         said = f"**{verdict.verdict}**" if verdict else f"refused: {made.refusal}"
         name = f"**{item.name}**" if item is climb.chosen else item.name
-        lines.append(f"| {name} | {worst} | {mean} | {speed} | {size} | {fused} | {said} |")
+        left = f"{_left(made.pruned)} | " if slim else ""
+        lines.append(f"| {name} | {worst} | {mean} | {speed} | {size} | {left}{fused} | {said} |")
     budget = climb.budget
     lines += [
         "",
@@ -113,6 +117,14 @@ def markdown(climb: Climb, float_bytes: int, ranking: Ranking | None = None) -> 
             names = group.layers[0] if len(group.layers) == 1 else f"{group.layers[0]} to {group.layers[-1]}"
             lines.append(f"| {names} | {group.harm:.2f} | {group.saved_us:.1f} |")
     return "\n".join(lines) + "\n"
+
+
+def _left(pruned: Pruned | None) -> str:
+    """Share of the multiply-adds that pruning left, and whether weights are sparse."""
+    if pruned is None:
+        return ""
+    sparse = f", 2:4 in {pruned.sparse_layers} of {pruned.layers} layers" if pruned.sparse_layers else ""
+    return f"{100 * pruned.macs / pruned.dense_macs:.1f} %{sparse}"
 
 
 def picture(climb: Climb, float_bytes: int) -> bytes:

@@ -146,6 +146,7 @@ def test_every_recipe_for_the_cpu_has_a_name_words_and_a_graph(
     ("name", "dialect", "match"),
     [
         pytest.param("int9", "cpu", "Expected a candidate of int8-minmax", id="unknown"),
+        pytest.param("macs60", "cpu", r"A graph alone cannot be pruned and recovered", id="pruning"),
         pytest.param("fp16", "cpu", "for tensorrt only", id="not for the CPU"),
         pytest.param("int8-dynamic", "tensorrt", "for cpu only", id="not for TensorRT"),
     ],

@@ -1,4 +1,4 @@
-"""Students that go on from changed weights: narrower layers are loaded as they are, zeros stay, a killed run resumes."""
+"""Students that go on from changed weights: narrow layers are loaded, zeros stay, a killed run resumes."""
 
 from __future__ import annotations
 

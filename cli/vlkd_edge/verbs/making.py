@@ -196,7 +196,8 @@ def compress(
 ) -> None:
     """Quantize any ONNX image classifier as far as accuracy on held-out domains allows, and say what it cost.
 
-    Writes model.onnx (uint8 image in, normalisation inside), ladder.json, ladder.md and ladder.png.
+    Writes model.onnx (uint8 image in, normalisation inside), ladder.json, ladder.md and ladder.png. Pruning and 2:4
+    sparsity need a student that can be trained again: they are build's.
     """
     from vlkd_bench.paired import GuardBudget
     from vlkd_compress.ladder import Limits
