@@ -49,6 +49,10 @@ def main() -> int:
     guarded = dataset.of(held_out)
     source = next(asked.run.glob("stages/adopt-*/model.onnx"))
     ladder = json.loads((asked.run / "ladder.json").read_text())
+    if ladder["model"] is None:
+        sys.exit(
+            f"Expected a run whose ladder chose a candidate, found none in {asked.run}: {ladder['reason']}"
+        )
     calibration = select_calibration(
         dataset.of(dataset.sources(held_out)),
         ladder["calibration"]["images"],

@@ -21,7 +21,8 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
     Only the basic level is asked for: higher levels introduce operators of ONNX Runtime's own.
 
     Raises:
-        RefusalError: the result holds operators outside the ONNX standard, or changed its interface.
+        RefusalError: ONNX Runtime cannot load the model, or the result holds operators outside the ONNX standard, or
+            changed its interface.
     """
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -29,7 +30,14 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory(prefix="vlkd-fold-") as folder:
         target = Path(folder) / "folded.onnx"
         options.optimized_model_filepath = str(target)
-        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        try:
+            ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises a dozen types of its own, all plain exceptions
+            msg = (
+                f"Expected a graph that ONNX Runtime {ort.__version__} can run, found: "
+                f"{str(error).splitlines()[0][:300]} Export the network with operators that it has."
+            )
+            raise RefusalError(msg) from error
         folded = onnx.load(target)
     foreign = sorted({node.domain for node in folded.graph.node} - STANDARD_DOMAINS)
     if foreign:

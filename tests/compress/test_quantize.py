@@ -283,3 +283,18 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "junk.onnx").write_bytes(b"not a model")
     with pytest.raises(DataError, match=r"Expected an ONNX model at .*junk\.onnx"):
         quantize_for_tensorrt(tmp_path / "junk.onnx", [image()], tmp_path / "o.onnx", method="minmax")
+
+
+def test_an_operator_that_the_engine_lacks_is_named() -> None:
+    helper, kinds = onnx.helper, onnx.TensorProto
+    graph = helper.make_graph(
+        [helper.make_node("ImageDecoder", ["bytes"], ["image"], name="decode")],
+        "decoder",
+        [helper.make_tensor_value_info("bytes", kinds.UINT8, ["N"])],
+        [helper.make_tensor_value_info("image", kinds.UINT8, ["H", "W", "C"])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    with pytest.raises(
+        RefusalError, match=r"Expected a graph that ONNX Runtime .* can run, found: .*ImageDecoder"
+    ):
+        fold(model)
