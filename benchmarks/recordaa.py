@@ -1,7 +1,7 @@
 """Records A/A runs: one bundle, process after process exactly as ``vlkd-edge bench`` starts them, nothing changed.
 
 Example:
-    nice -n 5 python benchmarks/recordaa.py vlkd-out/bundle --processes 80 --out tests/benchmarks/recorded/aa-runs.json
+    nice -n 5 python benchmarks/recordaa.py vlkd-out/bundle --processes 96 --out aa.json
 
 The tests draw pairs of benches from such files: how often the gate cries wolf is measured on them. So every process
 that was started is kept, in its order, whatever it was disturbed by; an interrupted recording keeps none. The
@@ -22,7 +22,7 @@ from typing import Any
 
 from PIL import Image
 
-from vlkd_bench.benchrun import Plan, process_run, start
+from vlkd_bench.benchrun import TURNS, Plan, process_run, start
 from vlkd_bench.machine import read_machine
 from vlkd_runtime.atomic import write_text
 from vlkd_runtime.bundle import Bundle
@@ -46,10 +46,11 @@ def main() -> None:
     """Record and write the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--processes", type=int, default=80)
+    parser.add_argument("--processes", type=int, default=96, help="How many to record.")
+    parser.add_argument("--bench", type=int, default=TURNS, help="As many as a bench would have.")
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
-    plan = Plan(asked.bundle)
+    plan = Plan(asked.bundle, processes=asked.bench)
     limit = plan.max_seconds / plan.processes
     rows, loads = [], []
     with tempfile.TemporaryDirectory() as folder:

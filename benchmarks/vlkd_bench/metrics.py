@@ -15,8 +15,7 @@ class Tolerance:
     """What counts as a regression.
 
     Attributes:
-        relative: Relative floor of latencies; cold start and memory have twice this, and so have latencies
-            measured apart on a busy machine, see `drifts`.
+        relative: Relative floor of latencies; cold start and memory have twice this.
         latency_ms: Absolute floor of latencies.
         cold_start_ms: Absolute floor of the cold start.
         memory_bytes: Absolute floor of the peak memory.

@@ -95,3 +95,53 @@ def _between(runs: Sequence[npt.NDArray[np.float64]]) -> float:
     """Return the largest difference between whole runs of the same thing; 0 for a single run."""
     middles = [float(np.median(run)) for run in runs]
     return max(middles) - min(middles)
+
+
+def compare_turns(baseline: Sequence[float], now: Sequence[float], *, risk: float) -> RatioBounds:
+    """Compare two runs whose processes took turns: each process with the other run's process beside it.
+
+    What a machine does for longer than a turn falls on both of a pair, so that only differences within pairs count.
+    Their centre is the median of all pairwise means, and its interval that of the exact signed-rank test, which
+    supposes nothing of the differences but that they are as likely above their centre as below it by as much.
+
+    Args:
+        baseline: Value of each process of the baseline, in the order of turns (R).
+        now: Value of each process of this run.
+        risk: Probability allowed on each side; at least ``0.5**R``, or no difference could be told.
+
+    References:
+        J. L. Hodges and E. L. Lehmann, "Estimates of location based on rank tests", Annals of Mathematical
+        Statistics 34 (1963).
+        M. Hollander, D. A. Wolfe and E. Chicken, "Nonparametric statistical methods", 3rd edition (2014),
+        sections 3.2 and 3.3 (estimator and exact interval of the signed-rank test).
+    """
+    pairs = np.log(np.asarray(now)) - np.log(np.asarray(baseline))
+    middle = float(np.median(_means(pairs)))
+    values = float(np.median(baseline)), float(np.median(now)), math.exp(middle)
+    if len(pairs) < LEAST_PROCESSES:
+        return RatioBounds(*values, None, None)
+    low, high = _signed_rank_interval(pairs, risk)
+    # With no change the estimate strays upwards as far from none as it may lie here above the centre.
+    noise = math.expm1(middle - low)
+    return RatioBounds(*values, (math.exp(low), math.exp(high)), noise)
+
+
+def _means(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the means of all pairs along the last axis, each value with itself as well."""
+    i, j = np.triu_indices(values.shape[-1])
+    return np.asarray((values[..., i] + values[..., j]) / 2)
+
+
+def _signed_rank_interval(pairs: npt.NDArray[np.float64], risk: float) -> tuple[float, float]:
+    """Return the exact interval of the centre with this risk on each side."""
+    counts = np.ones(1)
+    for rank in range(1, len(pairs) + 1):  # of the sums that subsets of the ranks 1 to R have
+        longer = np.zeros(len(counts) + rank)
+        longer[: len(counts)] += counts
+        longer[rank:] += counts
+        counts = longer
+    below = np.cumsum(counts) / counts.sum()
+    # The test refuses a centre with fewer means than this below it, and accepts one just above the last of them.
+    outside = max(1, int(np.searchsorted(below, risk, side="right")))
+    ordered = np.sort(_means(pairs))
+    return float(ordered[outside - 1]), float(ordered[-outside])

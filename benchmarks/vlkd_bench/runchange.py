@@ -11,12 +11,15 @@ from dataclasses import dataclass
 
 from .benchrecord import BenchRecord
 from .metrics import Metric, MetricVerdict, Tolerance
-from .noise import RatioBounds, compare_runs
+from .noise import RatioBounds, compare_runs, compare_turns
 
 # A machine counts as busy from this share of interrupted calls on.
-BUSY = 0.05
-# On a busy machine a neighbour slows caches and clocks down by a third or so; what is slower than this is not that.
-BUSY_RELATIVE = 0.5
+BUSY = 0.02
+# A busy machine drifts: of recorded benches of one bundle, minutes apart, one in twenty differed by more than 40 %, and
+# one in two hundred by more than this.
+DRIFT = 0.5
+# Further runs of the baseline that are needed to know the drift of its machine.
+LEAST_RUNS = 3
 
 
 def compare_series(
@@ -26,28 +29,45 @@ def compare_series(
     tolerance: Tolerance,
     seed: int,
 ) -> tuple[Metric, ...]:
-    """Compare what every process of a bench measured once."""
+    """Compare what every process of a bench measured once.
+
+    Processes that took turns are compared pair by pair, if there are enough of them for the exact test to decide.
+    """
     first, last = process_series(baseline), process_series(now)
     others = [process_series(record) for record in more_runs]
     obstacles = {name: _obstacle(series, last[name]) for name, series in first.items()}
     # Only what is judged can raise a false alarm, so the risk is shared among that alone.
     risk = (1 - tolerance.confidence) / sum(not obstacle for obstacle in obstacles.values())
-    relative = tolerance.relative * (2 if drifts(now, baseline) and not more_runs else 1)
+    in_turn = took_turns(now, baseline)
+    busy = max((record.latency["call"].interrupted or 0.0) for record in (now, baseline)) > BUSY
+    drifts = busy and not in_turn and len(more_runs) < LEAST_RUNS
+    twice = 2 * tolerance.relative
     metrics = []
     for number, (name, series) in enumerate(first.items()):
-        floors = {
-            "cold start": (2 * tolerance.relative, tolerance.cold_start_ms),
-            "peak memory": (2 * tolerance.relative, tolerance.memory_bytes / 1e6),
-        }.get(name, (BUSY_RELATIVE if series.fallback else relative, tolerance.latency_ms))
-        bounds = compare_runs(
-            series.values,
-            last[name].values,
-            [other[name].values for other in others],
-            risk=risk,
-            seed=seed + number,
-        )
-        metrics.append(_judge_ratio(name, series.unit, bounds, floors, obstacles[name]))
+        if name == "peak memory":
+            limits = Limits(twice, tolerance.memory_bytes / 1e6)
+        elif name == "cold start":
+            limits = Limits(twice, tolerance.cold_start_ms, drifts)
+        else:
+            relative = DRIFT if series.fallback else tolerance.relative
+            limits = Limits(relative, tolerance.latency_ms, drifts)
+        before, after = series.values, last[name].values
+        if in_turn and len(before) == len(after) and 0.5 ** len(before) <= risk:
+            bounds = compare_turns(before, after, risk=risk)
+        else:
+            further = [other[name].values for other in others]
+            bounds = compare_runs(before, after, further, risk=risk, seed=seed + number)
+        metrics.append(_judge_ratio(name, series.unit, bounds, limits, obstacles[name]))
     return tuple(metrics)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one number must clear: two floors, and whether the machine may have drifted between the runs."""
+
+    relative: float
+    absolute: float
+    drifts: bool = False
 
 
 def _obstacle(first: ProcessSeries, last: ProcessSeries) -> str:
@@ -60,18 +80,10 @@ def _obstacle(first: ProcessSeries, last: ProcessSeries) -> str:
     )
 
 
-def drifts(now: BenchRecord, baseline: BenchRecord) -> bool:
-    """Tell whether the machine may have changed between two runs by more than their processes show.
-
-    A machine that others use drifts from minute to minute: recorded A/A runs at a load of eight tasks a core
-    differed by up to 9 % while processes of one run differed by 3 %. Runs whose processes took turns do not.
-    """
-    together = (now.interleaved_with, baseline.interleaved_with) == (
-        baseline.bundle.digest,
-        now.bundle.digest,
-    ) and now.when == baseline.when
-    busy = max((record.latency["call"].interrupted or 0.0) for record in (now, baseline))
-    return busy > BUSY and not together
+def took_turns(now: BenchRecord, baseline: BenchRecord) -> bool:
+    """Tell whether the processes of the two runs took turns."""
+    digests = baseline.bundle.digest, now.bundle.digest
+    return (now.interleaved_with, baseline.interleaved_with) == digests and now.when == baseline.when
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +128,13 @@ def process_series(record: BenchRecord) -> Mapping[str, ProcessSeries]:
     return found
 
 
-def _judge_ratio(
-    name: str, unit: str, bounds: RatioBounds, floors: tuple[float, float], obstacle: str
-) -> Metric:
+def _judge_ratio(name: str, unit: str, bounds: RatioBounds, limits: Limits, obstacle: str) -> Metric:
     """Judge one ratio of medians by the four criteria of `regression`, unless something is in the way."""
-    relative, absolute = floors
     values = (bounds.baseline, bounds.now, bounds.ratio)
     if bounds.interval is None or bounds.noise is None:
         reason = "at least 3 processes of each run are needed to know the noise; bench with --processes 8"
         return Metric(name, unit, *values, None, "inconclusive", reason)
-    ratio, difference = bounds.ratio, bounds.now - bounds.baseline
+    ratio, difference = bounds.ratio, bounds.baseline * (bounds.ratio - 1)
     low, high = bounds.interval
     change = f"{100 * (ratio - 1):+.1f} % ({difference:+.3g} {unit})"
     against = f"interval {low:.3f} to {high:.3f}, A/A noise {100 * bounds.noise:.1f} %"
@@ -133,20 +142,26 @@ def _judge_ratio(
         verdict: MetricVerdict = "not judged" if name.endswith(" p5") else "inconclusive"
         return Metric(name, unit, *values, bounds.interval, verdict, f"{change}; {obstacle}")
     small = []
-    if ratio <= 1 + relative:
-        small.append(f"below the relative floor of {100 * relative:.0f} %")
-    if difference <= absolute:
-        small.append(f"below the absolute floor of {absolute:g} {unit}")
+    if ratio <= 1 + limits.relative:
+        small.append(f"below the relative floor of {100 * limits.relative:.0f} %")
+    if difference <= limits.absolute:
+        small.append(f"below the absolute floor of {limits.absolute:g} {unit}")
     unsure = []
     if ratio <= 1 + bounds.noise:
         unsure.append("within the noise of A/A runs")
     if low <= 1:
         unsure.append("its interval includes 1")
+    if limits.drifts and ratio <= 1 + DRIFT:
+        unsure.append(
+            "measured apart on a machine that others use, which drifts by as much: let both bundles take turns with "
+            "bench --against"
+        )
     if not small:
         verdict = "inconclusive" if unsure else "regression"
         reason = f"{change}, {' and '.join(unsure)}; {against}" if unsure else f"{change}; {against}"
         return Metric(name, unit, *values, bounds.interval, verdict, reason)
-    if 1 / ratio > 1 + max(relative, bounds.noise) and -difference > absolute and high < 1:
+    least = max(limits.relative, DRIFT if limits.drifts else 0.0)
+    if 1 / ratio > 1 + max(least, bounds.noise) and -difference > limits.absolute and high < 1:
         return Metric(name, unit, *values, bounds.interval, "improvement", f"{change}; {against}")
     reason = f"{change}: {small[0]}; {against}"
     return Metric(name, unit, *values, bounds.interval, "ok", reason)

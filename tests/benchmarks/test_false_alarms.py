@@ -1,8 +1,10 @@
 """How often the gate cries wolf, and how often it sleeps, on recorded noise.
 
-`recorded/aa-runs.json` holds processes that timed the same bundle one after another on a busy machine. Eight in a
-row stand for a bench, and two benches that share no process are an A/A pair measured apart: rows in time keep the
-machine's drift. Of sixteen in a row, one of each two is the one bench and one the other: a pair that took turns.
+`recorded/aa-runs-*.json` hold processes that timed the same bundle one after another on a busy machine
+(``benchmarks/recordaa.py``). Eight in a row stand for a bench, and two benches that share no process are an A/A pair
+measured apart: rows in time keep the machine's drift. Of thirty-two in a row, one of each two is the one bench and
+one the other: a pair that took turns, with as many processes as ``bench --against`` has. The rules were made on the
+first two recordings; the third tells whether they hold on another.
 """
 
 from __future__ import annotations
@@ -18,15 +20,24 @@ import numpy as np
 import pytest
 
 from vlkd_bench.benchrecord import BenchRecord, ProcessRun
+from vlkd_bench.benchrun import PROCESSES, TURNS
 from vlkd_bench.predictions import PredictionRow
 from vlkd_bench.regression import RegressionReport, assess
 
-RECORDED = json.loads((Path(__file__).parent / "recorded/aa-runs.json").read_text())
-PROCESSES, PAIRS = 8, 200
+RECORDINGS = sorted((Path(__file__).parent / "recorded").glob("aa-runs-*.json"))
+PAIRS = 200
 SIZES = {"art": 1500, "cartoon": 1500, "photo": 1500, "sketch": 1500}
+Runs = list[dict[str, Any]]
 
 
-def bench_of(base: BenchRecord, runs: list[dict[str, Any]], slower: float = 1.0) -> BenchRecord:
+@pytest.fixture(scope="module", params=RECORDINGS, ids=lambda path: path.stem)
+def runs(request: pytest.FixtureRequest) -> Runs:
+    """The processes of one recording, in the order they ran."""
+    found: Runs = json.loads(request.param.read_text())["runs"]
+    return found
+
+
+def bench_of(base: BenchRecord, runs: Runs, slower: float = 1.0) -> BenchRecord:
     """A record of these processes, every duration scaled."""
     latency = {}
     for name, timing in base.latency.items():
@@ -40,25 +51,31 @@ def bench_of(base: BenchRecord, runs: list[dict[str, Any]], slower: float = 1.0)
     return replace(base, latency=latency, cold_start=replace(base.cold_start, total_ms=cold), memory=memory)
 
 
-def measured_apart(base: BenchRecord) -> list[RegressionReport]:
-    """Reports on pairs of benches that share no process."""
-    runs, rng = RECORDED["runs"], np.random.default_rng(0)
+def measured_apart(
+    base: BenchRecord, runs: Runs, slower: float = 1.0, pairs: int = PAIRS
+) -> list[RegressionReport]:
+    """Reports on pairs of benches that share no process; one of the two is slowed down."""
+    rng = np.random.default_rng(0)
     starts = len(runs) - PROCESSES + 1
     apart = [(i, j) for i in range(starts) for j in range(starts) if abs(i - j) >= PROCESSES]
     return [
-        assess(bench_of(base, runs[j : j + PROCESSES]), bench_of(base, runs[i : i + PROCESSES]), seed=number)
-        for number, (i, j) in enumerate(apart[k] for k in rng.choice(len(apart), PAIRS, replace=False))
+        assess(
+            bench_of(base, runs[j : j + PROCESSES], slower),
+            bench_of(base, runs[i : i + PROCESSES]),
+            seed=number,
+        )
+        for number, (i, j) in enumerate(apart[k] for k in rng.choice(len(apart), pairs, replace=False))
     ]
 
 
-def in_turn(base: BenchRecord, slower: float) -> list[RegressionReport]:
+def in_turn(base: BenchRecord, runs: Runs, slower: float) -> list[RegressionReport]:
     """Reports on pairs of benches whose processes took turns; one of the two is slowed down."""
-    runs, rng, reports = RECORDED["runs"], np.random.default_rng(0), []
+    rng, reports = np.random.default_rng(0), []
     base = replace(base, interleaved_with=base.bundle.digest)
     for number in range(PAIRS):
-        start = int(rng.integers(len(runs) - 2 * PROCESSES + 1))
-        sides: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
-        for k in range(PROCESSES):
+        start = int(rng.integers(len(runs) - 2 * TURNS + 1))
+        sides: tuple[Runs, Runs] = ([], [])
+        for k in range(TURNS):
             side = int(rng.integers(2))
             sides[side].append(runs[start + 2 * k])
             sides[1 - side].append(runs[start + 2 * k + 1])
@@ -70,24 +87,38 @@ def alarms(reports: list[RegressionReport]) -> float:
     return sum(report.verdict == "regression" for report in reports) / len(reports)
 
 
-def test_the_recording_is_large_enough() -> None:
-    assert len(RECORDED["runs"]) >= 5 * PROCESSES
-    assert all(run["call"][0] >= 25 for run in RECORDED["runs"])
+def test_the_recordings_are_large_enough_and_say_how_they_were_made() -> None:
+    assert len(RECORDINGS) == 3
+    for path in RECORDINGS:
+        recording = json.loads(path.read_text())
+        assert len(recording["runs"]) >= 2 * TURNS + 2 * PROCESSES
+        assert all(run["call"][0] >= 25 for run in recording["runs"])
+        assert "priority" in recording["where"] and "load" in recording["where"] and recording["selection"]
 
 
-def test_without_a_change_alarms_are_rare_for_runs_apart(record: Callable[..., BenchRecord]) -> None:
-    reports = measured_apart(record())
+def test_without_a_change_alarms_are_rare_for_runs_apart(
+    record: Callable[..., BenchRecord], runs: Runs
+) -> None:
+    reports = measured_apart(record(), runs)
     assert alarms(reports) <= 0.05, Counter(m.name for report in reports for m in report.regressions)
 
 
-def test_without_a_change_alarms_are_rare_for_runs_in_turn(record: Callable[..., BenchRecord]) -> None:
-    reports = in_turn(record(), 1.0)
+def test_without_a_change_alarms_are_rare_for_runs_in_turn(
+    record: Callable[..., BenchRecord], runs: Runs
+) -> None:
+    reports = in_turn(record(), runs, 1.0)
     assert alarms(reports) <= 0.05, Counter(m.name for report in reports for m in report.regressions)
 
 
-def test_a_slowdown_of_a_tenth_is_caught(record: Callable[..., BenchRecord]) -> None:
-    reports = in_turn(record(), 1.1)
+def test_a_slowdown_of_a_tenth_is_caught(record: Callable[..., BenchRecord], runs: Runs) -> None:
+    reports = in_turn(record(), runs, 1.1)
     assert alarms(reports) >= 0.90, Counter((m.name, m.verdict) for r in reports for m in r.metrics)
+
+
+def test_a_threefold_slowdown_is_caught_on_a_busy_machine_even_apart(
+    record: Callable[..., BenchRecord], runs: Runs
+) -> None:
+    assert alarms(measured_apart(record(), runs, 3.0, PAIRS // 4)) >= 0.90
 
 
 def flipped(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,7 @@ import pytest
 from vlkd_bench.baselines import accept, find_baseline, read_baselines
 from vlkd_bench.benchrecord import BenchRecord, load_bench_records
 from vlkd_bench.metrics import Metric, Tolerance
-from vlkd_bench.noise import compare_runs
+from vlkd_bench.noise import compare_runs, compare_turns
 from vlkd_bench.records import append, append_record
 from vlkd_bench.regression import RegressionReport, assess
 from vlkd_bench.report import (
@@ -134,6 +135,66 @@ def test_the_interval_is_the_bootstrap_of_medians() -> None:
     assert bounds.interval == pytest.approx(tuple(np.quantile(ratios, (0.05, 0.95))), rel=0.01)
     assert bounds.ratio == pytest.approx(np.median(last) / np.median(first), rel=0.01)
     assert bounds.noise is not None and 0.01 < bounds.noise < 0.08
+
+
+def signed_rank_by_enumeration(pairs: np.ndarray, risk: float) -> tuple[float, float]:
+    """Ends of the exact interval: the furthest centres that the test, all sign patterns counted, does not refuse."""
+    n = len(pairs)
+    patterns = np.array(list(itertools.product((0, 1), repeat=n)))
+    sums = patterns @ np.arange(1, n + 1)
+
+    def tail(pairs: np.ndarray, centre: float) -> float:
+        """Probability of at least as many high ranks above the centre, were it the centre."""
+        about = pairs - centre
+        ranks = np.argsort(np.argsort(np.abs(about))) + 1
+        return float(np.mean(sums >= ranks[about > 0].sum()))
+
+    def lower(pairs: np.ndarray) -> float:
+        means = sorted((a + b) / 2 for i, a in enumerate(pairs) for b in pairs[i:])
+        # The tail changes only where the centre passes a mean of two differences; a step past each tells on which side.
+        return next(mean for mean in means if tail(pairs, mean + 1e-9) > risk)
+
+    return lower(pairs), -lower(-pairs)
+
+
+def test_the_interval_of_turns_is_that_of_the_exact_signed_rank_test() -> None:
+    rng = np.random.default_rng(7)
+    for n, risk in ((8, 0.01), (9, 0.05), (10, 0.0083)):
+        first, last = np.exp(rng.normal(0, 0.05, n)), np.exp(rng.normal(0.1, 0.05, n))
+        bounds = compare_turns(first, last, risk=risk)
+        expected = signed_rank_by_enumeration(np.log(last) - np.log(first), risk)
+        assert bounds.interval == pytest.approx(tuple(np.exp(expected)))
+        assert bounds.noise == pytest.approx(bounds.ratio / bounds.interval[0] - 1)
+
+
+def test_turns_take_away_what_both_sides_share() -> None:
+    rng = np.random.default_rng(8)
+    machine = np.exp(rng.normal(0, 0.3, 16))  # what others did meanwhile
+    first, last = machine * np.exp(rng.normal(0, 0.01, 16)), 1.1 * machine * np.exp(rng.normal(0, 0.01, 16))
+    bounds = compare_turns(first, last, risk=0.01)
+    assert bounds.ratio == pytest.approx(1.1, abs=0.02) and bounds.interval is not None
+    assert bounds.interval[0] > 1.08
+    apart = compare_runs(first, last, risk=0.01, seed=0)
+    assert apart.interval is not None and apart.interval[0] < 1
+
+
+@pytest.mark.parametrize(
+    ("slower", "verdict", "reason"),
+    [
+        pytest.param(1.2, "inconclusive", "take turns with bench --against", id="within the drift"),
+        pytest.param(1.8, "regression", "", id="beyond it"),
+        pytest.param(0.8, "ok", "", id="no improvement either"),
+    ],
+)
+def test_runs_apart_on_a_busy_machine_may_have_drifted(
+    record: Make, calls: Calls, slower: float, verdict: str, reason: str
+) -> None:
+    before = record(calls(2.0, seed=1), interrupted=5)
+    metric = by_name(assess(record(calls(2.0 * slower, seed=2), interrupted=5), before))["latency call p50"]
+    assert metric.verdict == verdict and reason in metric.reason
+    again = [record(calls(2.0, seed=seed), interrupted=5) for seed in (3, 4, 5)]
+    known = assess(record(calls(2.0 * slower, seed=2), interrupted=5), before, more_runs=again)
+    assert by_name(known)["latency call p50"].verdict == {"ok": "improvement"}.get(verdict, "regression")
 
 
 def test_a_domain_that_drops_is_first_and_a_regression(record: Make, rows: Rows) -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,35 +35,64 @@ VECTORS = ClassVectors(
 )
 
 
-@pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle folder; its archive lies beside it."""
-    root = tmp_path_factory.mktemp("bundle")
-    network = students.Deployable(students.create(SPEC, 8).eval(), students.FusedHead(VECTORS))
-    spec = PreprocessSpec(height=32, width=32)
-    export.export(network, 32, root / "model.onnx", metadata=export.describe(VECTORS, spec, SPEC.arch))
+SMALL = PreprocessSpec(height=32, width=32)
+
+
+def export_small(network: students.Deployable, vectors: ClassVectors, path: Path) -> Path:
+    """Write a network as ONNX, as a build does it."""
+    export.export(network, 32, path, metadata=export.describe(vectors, SMALL, SPEC.arch))
+    return path
+
+
+def pack_small(root: Path, model: Path, vectors: ClassVectors, precision: str = "float32") -> Path:
+    """Make a bundle of a graph that was exported so; its archive lies beside it."""
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    with Classifier.from_model(root / "model.onnx", spec, VECTORS.names, logit_scale=10.0) as classifier:
+    with Classifier.from_model(model, SMALL, vectors.names, logit_scale=10.0) as classifier:
         outputs = classifier.infer(images)
     draft = ManifestDraft(
         name="tiny",
         target="jetson-orin-nano",
-        model=ModelSpec("float32", "onnx", export.OPSET, (1, 32, 32, 3), (1, 8), (1, 3)),
-        preprocess=spec,
-        classes=VECTORS.names,
+        model=ModelSpec(precision, "onnx", export.OPSET, (1, 32, 32, 3), (1, 8), (1, 3)),
+        preprocess=SMALL,
+        classes=vectors.names,
         logit_scale=10.0,
         golden=GoldenTolerance(0.9999, 0.01),
         stand_in="An untrained network stands in for a student.",
     )
     files = {
-        "model.onnx": root / "model.onnx",
-        "class_vectors.safetensors": VECTORS.to_bytes(),
+        "model.onnx": model,
+        "class_vectors.safetensors": vectors.to_bytes(),
         "golden.safetensors": Golden(images, outputs.embedding, outputs.logits).to_bytes(),
         "evidence.json": b"{}\n",
     }
     folder = write_bundle(root / "bundle", draft, files)
     pack(folder, root / "tiny.vlkd")
     return folder
+
+
+@dataclass(frozen=True, slots=True)
+class Small:
+    """How small bundles are made, for tests that need one of their own."""
+
+    spec: StudentSpec = SPEC
+    preprocess: PreprocessSpec = SMALL
+    vectors: ClassVectors = VECTORS
+    export: Callable[..., Path] = export_small
+    pack: Callable[..., Path] = pack_small
+
+
+@pytest.fixture(scope="session")
+def small() -> Small:
+    """What makes small bundles."""
+    return Small()
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle folder; its archive lies beside it."""
+    root = tmp_path_factory.mktemp("bundle")
+    network = students.Deployable(students.create(SPEC, 8).eval(), students.FusedHead(VECTORS))
+    return pack_small(root, export_small(network, VECTORS, root / "model.onnx"), VECTORS)
 
 
 SMALL_BENCH = (

@@ -50,8 +50,12 @@ def bench(
     ] = "all",
     samples: Annotated[int, typer.Option(min=10, help="Timed calls of each kind; a p99 needs 1000.")] = 1000,
     processes: Annotated[
-        int, typer.Option(min=1, help="Processes they are divided among; their differences are the noise.")
-    ] = 8,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes they are divided among; their differences are the noise. 8, or 16 with --against.",
+        ),
+    ] = None,
     max_seconds: Annotated[float, typer.Option(min=1, help="Most seconds of timed calls.")] = 120.0,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the engine.")] = 1,
     engine: EngineName = "auto",
@@ -108,7 +112,7 @@ def bench(
     With --on there, over ssh: what is missing is copied to a folder of its own, and the
     run outlives a dropped connection; the same command picks it up again.
     """
-    from vlkd_bench.benchrun import Plan
+    from vlkd_bench.benchrun import PROCESSES, TURNS, Plan
 
     from ..benching import Request, render
     from ..parsing import words
@@ -120,7 +124,8 @@ def bench(
 
         msg = "--against-record keeps the other bundle's record: expected --against OLD with it, found none."
         raise ConfigError(msg)
-    plan = Plan(bundle, engine, threads, samples, processes, max_seconds, image, throughput, power, against)
+    count = processes or (PROCESSES if against is None else TURNS)
+    plan = Plan(bundle, engine, threads, samples, count, max_seconds, image, throughput, power, against)
     typed = [word.replace(on, on.rpartition("@")[2]) if on else word for word in sys.argv[1:]]
     request = Request(
         plan=plan,
