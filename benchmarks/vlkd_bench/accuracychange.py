@@ -28,6 +28,8 @@ def compare_accuracies(
         if now.accuracy.classes != baseline.accuracy.classes:
             msg = "the classes, or their order, differ from the baseline's"
             raise DataError(msg)
+        for record, who in ((baseline, "the baseline"), (now, "this run")):
+            _require_own_domains(record, who)
         paired = compare(
             baseline.accuracy.rows("the baseline"),
             now.accuracy.rows("this run"),
@@ -48,6 +50,18 @@ def compare_accuracies(
             ),
         )
     return _paired_metrics(now, baseline, paired, budget, tolerance)
+
+
+def _require_own_domains(record: BenchRecord, who: str) -> None:
+    """Refuse a record whose accuracies are of other domains than its predictions."""
+    assert record.accuracy is not None
+    found = {row.domain for row in record.accuracy.rows(who)}
+    if found != set(record.accuracy.domains):
+        msg = (
+            f"Expected accuracies of the domains that {who} has predictions for, {', '.join(sorted(found)) or 'none'}, "
+            f"found {', '.join(sorted(record.accuracy.domains))}: measure again."
+        )
+        raise DataError(msg)
 
 
 def _paired_metrics(

@@ -278,7 +278,37 @@ class BenchRecord:
         if missing or any(not timing.runs for timing in found.latency.values()):
             msg = f"Expected {', '.join(TIMED)} with their runs among the latency of {where}: measure again."
             raise DataError(msg)
+        if problem := _impossible(found):
+            msg = f"Expected what a bench can measure in {where}, found {problem}: measure again."
+            raise DataError(msg)
         return found
+
+
+def _impossible(record: BenchRecord) -> str:
+    """Say what no bench could have found, or nothing: a damaged record may still be of the right form."""
+    for name, timing in record.latency.items():
+        stats = timing.stats
+        times = [stats.min_ms, stats.p50_ms, stats.max_ms]
+        times += [value for run in timing.runs for value in (run.p05_ms, run.p50_ms, run.p90_ms, run.p95_ms)]
+        if min(times) <= 0 or any(run.n <= 0 for run in timing.runs):
+            return f"times or calls of {name} that are not above zero"
+        if len(stats.quantiles_ms) < 2:
+            return f"fewer than two quantiles of {name}"
+    processes = {
+        "cold starts": record.cold_start.total_ms,
+        "peaks of memory": record.memory.peak_resident_bytes,
+    }
+    for what, values in processes.items():
+        if not values or min(values) <= 0:
+            return f"no {what}, or some that are not above zero"
+    accuracy = record.accuracy
+    if accuracy is not None:
+        shares = [accuracy.mean, accuracy.ece, *(item.accuracy for item in accuracy.domains.values())]
+        if not accuracy.domains:
+            return "an accuracy without domains"
+        if not all(0 <= share <= 1 for share in shares):
+            return "shares outside 0 and 1 among the accuracies"
+    return ""
 
 
 def load_bench_records(path: Path) -> tuple[BenchRecord, ...]:

@@ -115,9 +115,11 @@ def append(path: Path, record: Record) -> None:
             while written < len(data):
                 written += file.write(data[written:]) or 0
             os.fsync(file.fileno())
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 file.truncate(size)
+            if isinstance(error, OSError) and error.filename is None:  # a write does not say to what
+                error.filename = str(path)
             raise
 
 

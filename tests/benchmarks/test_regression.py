@@ -335,12 +335,28 @@ def test_an_interrupted_write_leaves_the_record_before(record: Make, tmp_path: P
         ),
         pytest.param(lambda d: d["machine"].update(isa="avx2"), "a list at .*machine.isa", id="list"),
         pytest.param(lambda d: d.update(setup=3), "an object at|an object", id="object"),
+        pytest.param(
+            lambda d: d["latency"]["call"]["runs"][0].update(p50_ms=-1.0),
+            "times or calls of call",
+            id="negative",
+        ),
+        pytest.param(
+            lambda d: d["latency"]["engine"]["stats"].update(quantiles_ms=[]),
+            "quantiles of engine",
+            id="no quantiles",
+        ),
+        pytest.param(lambda d: d["cold_start"].update(total_ms=[]), "no cold starts", id="no cold start"),
+        pytest.param(
+            lambda d: d["memory"].update(peak_resident_bytes=[0]), "no peaks of memory", id="no memory"
+        ),
+        pytest.param(lambda d: d["accuracy"].update(domains={}), "without domains", id="no domains"),
+        pytest.param(lambda d: d["accuracy"].update(mean=1.5), "outside 0 and 1", id="share"),
     ],
 )
 def test_damaged_records_are_refused_by_what_is_wrong(
-    record: Make, tmp_path: Path, spoil: Callable[[dict], object], message: str
+    record: Make, rows: Rows, tmp_path: Path, spoil: Callable[[dict], object], message: str
 ) -> None:
-    data = json.loads(json.dumps(record().to_record().to_json()))
+    data = json.loads(json.dumps(record(rows=rows({"sketch": 20})).to_record().to_json()))
     spoil(data)
     (tmp_path / "one.json").write_text(json.dumps(data))
     with pytest.raises(DataError, match=message):
@@ -354,6 +370,17 @@ def test_damaged_predictions_are_refused(record: Make, rows: Rows, tmp_path: Pat
     damaged = replace(base, accuracy=replace(base.accuracy, predictions=broken))
     report = assess(damaged, base)
     assert report.verdict == "incomparable" and "packed predictions" in report.metrics[0].reason
+
+
+def test_accuracies_of_other_domains_than_the_predictions_are_refused(record: Make, rows: Rows) -> None:
+    base = record(rows=rows({"photo": 50, "sketch": 50}))
+    assert base.accuracy is not None
+    fewer = {"photo": base.accuracy.domains["photo"]}
+    damaged = replace(base, accuracy=replace(base.accuracy, domains=fewer))
+    for now, before in ((damaged, base), (base, damaged)):
+        report = assess(now, before)
+        assert report.verdict == "incomparable"
+        assert "photo, sketch, found photo: measure again" in report.metrics[0].reason
 
 
 def test_baselines_keep_history_reasons_and_what_was_accepted(
