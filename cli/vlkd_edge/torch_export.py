@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from vlkd_bench.leaveout import BASELINE
 from vlkd_runtime.errors import ConfigError, DataError, SelfTestError
+from vlkd_runtime.manifest import variant_file
 from vlkd_runtime.vectors import ClassVectors
 
 from .exporting import find_bundle
@@ -32,26 +34,32 @@ class TrainedStudent:
 
 
 def find_student(build: Path) -> TrainedStudent:
-    """Find the newest distilled student in a build's output folder.
+    """Find the distilled student that a build ships, or the newest where it ships none.
+
+    A build with pruned candidates has several; the bundle's float graph says which one it was made of.
 
     Raises:
         DataError: there is none, or its parts are not together.
     """
+    floating = build / "bundle" / variant_file("float32")
+    shipped = hashlib.sha256(floating.read_bytes()).hexdigest() if floating.is_file() else ""
     records = []
     for path in build.glob("stages/export-*/stage.json"):
         try:
-            records.append((path.stat().st_mtime, json.loads(path.read_text(encoding="utf-8"))))
-        except (OSError, ValueError) as error:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            ships = bool(shipped) and record["files"]["model.onnx"][1] == shipped
+            records.append((ships, path.stat().st_mtime, record))
+        except (OSError, ValueError, KeyError) as error:
             msg = f"Expected the record of a stage at {path}, found: {error}. Run the build again."
             raise DataError(msg) from error
-    records = [(when, record) for when, record in records if record["stage"] != f"export-{BASELINE}"]
+    records = [item for item in records if item[-1]["stage"] != f"export-{BASELINE}"]
     if not records:
         msg = (
             f"Expected the output folder of a build with a distilled student at {build}, found none: a bundle holds "
             "no torch weights, so give the folder that vlkd-edge build wrote."
         )
         raise DataError(msg)
-    inputs = max(records, key=lambda item: item[0])[1]["inputs"]
+    inputs = max(records, key=lambda item: item[:2])[-1]["inputs"]
     trained = next(build.glob(f"stages/*-{inputs['trained']}/stage.json"), None)
     vectors = next(build.glob(f"stages/*-{inputs['vectors']}/class_vectors.safetensors"), None)
     weights = trained.parent / "student.safetensors" if trained else None

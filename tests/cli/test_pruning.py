@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 import vlkd_edge.climbing
@@ -22,6 +24,7 @@ from vlkd_edge import config as configuration
 from vlkd_edge.build import build
 from vlkd_edge.pruning import cuts
 from vlkd_edge.reporting import Outcome
+from vlkd_edge.torch_export import find_student, load_network
 from vlkd_runtime import Bundle, Classifier
 from vlkd_runtime.errors import ConfigError
 from vlkd_runtime.tensorfile import read_tensors
@@ -80,6 +83,26 @@ def test_the_bundle_holds_one_network_in_two_precisions(
         assert classifier.infer(bundle.golden.images[:1]).logits.shape == (1, 16)
     sparse = count_sparse(load(out / "bundle" / "model.onnx")).sparse
     assert len(sparse) >= ladder["candidates"][0]["pruned"]["sparse_layers"]
+
+
+def test_the_torch_student_is_the_one_that_ships(built: tuple[Path, Outcome, Mapping[str, Any]]) -> None:
+    out, *_ = built
+    (stage,) = out.glob("stages/recover-macs60-2in4-*")
+    (dense,) = out.glob("stages/vl2v-adip-*")
+    exports = sorted(out.glob("stages/export-vl2v-adip-*/stage.json"))
+    assert len(exports) == 2
+    for path in exports:  # the unpruned one is the newer now
+        pruned = json.loads(path.read_text())["inputs"]["trained"] in stage.name
+        os.utime(path, (0, 0) if pruned else None)
+    found = find_student(out)
+    assert found.weights.parent == stage != dense
+    network, size = load_network(found)
+    images = Bundle.open(out / "bundle").golden.images
+    with Classifier.load(out / "bundle", engine="ort-cpu", variant="float32") as classifier:
+        expected = classifier.infer(images).embedding
+    with torch.inference_mode():
+        embedding = network(torch.from_numpy(np.array(images)))[0].numpy()
+    assert size == images.shape[1] and np.allclose(embedding, expected, atol=1e-4)
 
 
 def test_recovery_keeps_the_zeros_and_the_embedding(built: tuple[Path, Outcome, Mapping[str, Any]]) -> None:
