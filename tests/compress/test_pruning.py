@@ -198,7 +198,7 @@ def test_blocks_go_by_importance_for_each_unit_saved_and_floors_hold() -> None:
     flat = {group.name: torch.arange(1.0, group.size + 1) for group in groups}
     floors = {group.name: group.size // 4 * 2 for group in groups}
     budget = int(0.7 * costs.total(found, "macs"))
-    chosen = cutting.select(found, groups, flat, floors, "macs", budget, 4)
+    chosen = cutting.select(found, groups, flat, floors, "macs", budget, 2)
     left = dict(found)
     for group in groups:
         if group.name in chosen:
@@ -206,6 +206,14 @@ def test_blocks_go_by_importance_for_each_unit_saved_and_floors_hold() -> None:
             assert chosen[group.name].tolist() == list(range(len(chosen[group.name])))  # the least important
             assert group.size - len(chosen[group.name]) >= floors[group.name]
     assert costs.total(left, "macs") <= budget
+    for group in groups:  # nothing that would still fit is gone
+        block = chosen.get(group.name, torch.tensor([]))[-2:].long()
+        if len(block):
+            back = dict(found)
+            for other in groups:
+                gone = chosen.get(other.name, torch.tensor([])).long()
+                back |= costs.narrow(back, other, gone[:-2] if other is group else gone)
+            assert costs.total(back, "macs") > budget, group.name
     everything = cutting.select(found, groups, flat, floors, "macs", 0, 2)
     assert {group.name: group.size - len(everything[group.name]) for group in groups} == floors
 

@@ -105,6 +105,8 @@ def select(
 ) -> dict[str, Tensor]:
     """Choose channels to take out, by group: cheapest importance for each unit saved first, until within budget.
 
+    The last block may save far more than was left to save; then what matters most is given back as far as it fits.
+
     Args:
         costs: of the network's layers now.
         groups: what can be taken out.
@@ -115,26 +117,50 @@ def select(
         block: channels are kept in multiples of this.
     """
     order = {group.name: scores[group.name].argsort(stable=True) for group in groups}
-    taken = dict.fromkeys(order, 0)
-    costs = dict(costs)
-    while counting.total(costs, unit) > budget:
+    blocks: dict[str, list[int]] = {name: [] for name in order}
+    now = dict(costs)
+    while counting.total(now, unit) > budget:
         best: tuple[float, ChannelGroup, int, Costs] | None = None
         for group in groups:
-            left = group.size - taken[group.name]
+            taken = sum(blocks[group.name])
+            left = group.size - taken
             size = left % block or block
             if left - size < floors[group.name]:
                 continue
-            next_ones = order[group.name][taken[group.name] : taken[group.name] + size]
-            changed = counting.narrow(costs, group, next_ones)
-            price = float(scores[group.name][next_ones].sum()) / counting.saved(costs, changed, unit)
+            next_ones = order[group.name][taken : taken + size]
+            changed = counting.narrow(now, group, next_ones)
+            price = float(scores[group.name][next_ones].sum()) / counting.saved(now, changed, unit)
             if best is None or price < best[0]:
                 best = price, group, size, changed
         if best is None:
             break
         _, group, size, changed = best
-        costs |= changed
-        taken[group.name] += size
-    return {name: order[name][:count] for name, count in taken.items() if count}
+        now |= changed
+        blocks[group.name].append(size)
+    while True:
+        fitting: dict[str, float] = {}
+        for group in groups:
+            if not blocks[group.name]:
+                continue
+            fewer = {name: sum(sizes) for name, sizes in blocks.items()}
+            last = order[group.name][: fewer[group.name]][-blocks[group.name][-1] :]
+            fewer[group.name] -= len(last)
+            if counting.total(_without(costs, groups, order, fewer), unit) <= budget:
+                fitting[group.name] = float(scores[group.name][last].sum())
+        if not fitting:
+            return {name: order[name][: sum(sizes)] for name, sizes in blocks.items() if sizes}
+        blocks[max(fitting, key=lambda name: fitting[name])].pop()
+
+
+def _without(
+    costs: Costs, groups: Sequence[ChannelGroup], order: Mapping[str, Tensor], taken: Mapping[str, int]
+) -> Costs:
+    """The layers after so many of each group's channels went."""
+    now = dict(costs)
+    for group in groups:
+        if taken[group.name]:
+            now |= counting.narrow(now, group, order[group.name][: taken[group.name]])
+    return now
 
 
 def _take(
