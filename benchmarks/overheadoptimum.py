@@ -103,6 +103,7 @@ def against_optimum(
     )
     return {
         "passed": passed,
+        "least_ratio": LEAST_OPTIMUM,
         **({} if passed else {"why_not": why}),
         "all_processors": {**whole, "processors": len(os.sched_getaffinity(0)), "optimum_at_its_best": mode},
         "one_thread": {
