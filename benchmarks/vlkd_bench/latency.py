@@ -21,7 +21,8 @@ from .jsonvalues import decode, encode
 WARMUP_MS = 200.0
 WARMUP_WINDOW = 10
 WARMUP_TOLERANCE = 0.02
-MIN_SAMPLES_FOR_P99 = 1000
+# Ten calls beyond a percentile, or it rests on too few of them to mean anything.
+MIN_SAMPLES_FOR_P90, MIN_SAMPLES_FOR_P95, MIN_SAMPLES_FOR_P99 = 100, 200, 1000
 UNSTEADY_COV = 0.025
 UNSTEADY_DRIFT = 0.05
 QUANTILES = 201
@@ -37,13 +38,13 @@ class LatencyStats:
         min_ms: Fastest call.
         mean_ms: Mean.
         p50_ms: Median.
-        p90_ms: 90th percentile.
-        p95_ms: 95th percentile.
-        p99_ms: 99th percentile; None below 1000 calls, where it would rest on fewer than ten of them.
+        p90_ms: 90th percentile; None below 100 calls, where it would rest on fewer than ten of them.
+        p95_ms: 95th percentile; None below 200 calls.
+        p99_ms: 99th percentile; None below 1000 calls.
         max_ms: Slowest call.
         p50_interval_ms: 95 % interval of the median.
-        p90_interval_ms: 95 % interval of the 90th percentile.
-        p95_interval_ms: 95 % interval of the 95th percentile.
+        p90_interval_ms: 95 % interval of the 90th percentile; None where that is.
+        p95_interval_ms: 95 % interval of the 95th percentile; None where that is.
         p99_interval_ms: 95 % interval of the 99th percentile; None where that is.
         cov: Coefficient of variation, standard deviation over mean.
         truncated: Whether the time limit came before the wanted number of calls.
@@ -57,13 +58,13 @@ class LatencyStats:
     min_ms: float
     mean_ms: float
     p50_ms: float
-    p90_ms: float
-    p95_ms: float
+    p90_ms: float | None
+    p95_ms: float | None
     p99_ms: float | None
     max_ms: float
     p50_interval_ms: tuple[float, float]
-    p90_interval_ms: tuple[float, float]
-    p95_interval_ms: tuple[float, float]
+    p90_interval_ms: tuple[float, float] | None
+    p95_interval_ms: tuple[float, float] | None
     p99_interval_ms: tuple[float, float] | None
     cov: float
     truncated: bool
@@ -243,21 +244,25 @@ def summarise_latency(
             *notes,
             f"stopped by the time limit after {n} calls (wanted {wanted[0]} and {wanted[1]:g} s)",
         )
-    tail = n >= MIN_SAMPLES_FOR_P99
+    least = {0.90: MIN_SAMPLES_FOR_P90, 0.95: MIN_SAMPLES_FOR_P95, 0.99: MIN_SAMPLES_FOR_P99}
+    tails = {share: percentile(ordered, share) if n >= count else None for share, count in least.items()}
+    around = {
+        share: percentile_interval(ordered, share) if n >= count else None for share, count in least.items()
+    }
     return LatencyStats(
         n=n,
         warmup_calls=warmup_calls,
         min_ms=float(ordered[0]),
         mean_ms=mean,
         p50_ms=percentile(ordered, 0.50),
-        p90_ms=percentile(ordered, 0.90),
-        p95_ms=percentile(ordered, 0.95),
-        p99_ms=percentile(ordered, 0.99) if tail else None,
+        p90_ms=tails[0.90],
+        p95_ms=tails[0.95],
+        p99_ms=tails[0.99],
         max_ms=float(ordered[-1]),
         p50_interval_ms=percentile_interval(ordered, 0.50),
-        p90_interval_ms=percentile_interval(ordered, 0.90),
-        p95_interval_ms=percentile_interval(ordered, 0.95),
-        p99_interval_ms=percentile_interval(ordered, 0.99) if tail else None,
+        p90_interval_ms=around[0.90],
+        p95_interval_ms=around[0.95],
+        p99_interval_ms=around[0.99],
         cov=cov,
         truncated=wanted is not None,
         unsteady=unsteady,

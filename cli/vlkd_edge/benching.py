@@ -200,7 +200,7 @@ def render(record: BenchRecord) -> str:
         low, high = stats.p50_interval_ms
         lines.append(f"{name.replace('_', ' '):<12}{cells}  p50 in {low:.3f} to {high:.3f}, n {stats.n}")
     if record.latency["call"].stats.p99_ms is None:
-        lines.append("p99 needs 1000 calls")
+        lines.append("p90 needs 100 calls, p95 200 and p99 1000; --samples sets their number")
     cold, memory = record.cold_start, record.memory
     lines += [
         "",

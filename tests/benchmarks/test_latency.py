@@ -70,9 +70,15 @@ def test_a_slow_call_is_cut_by_the_limit_and_has_no_p99() -> None:
     assert "wanted 1000 and 1 s" in stats.notes[-1]
 
 
-@pytest.mark.parametrize(("n", "has_tail"), [(999, False), (1000, True)])
-def test_p99_needs_a_thousand_calls(n: int, has_tail: bool) -> None:
-    assert (summarise_latency([MS] * n).p99_ms is not None) == has_tail
+@pytest.mark.parametrize(
+    ("name", "least"), [("p90", 100), ("p95", 200), ("p99", 1000)], ids=["p90", "p95", "p99"]
+)
+def test_a_percentile_needs_ten_calls_beyond_it(name: str, least: int) -> None:
+    for n, there in ((least - 1, False), (least, True)):
+        stats = summarise_latency([MS] * n)
+        assert (getattr(stats, f"{name}_ms") is not None) == there
+        assert (getattr(stats, f"{name}_interval_ms") is not None) == there
+        assert stats.p50_ms == 1.0
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ GUARD_TERMS = {
     "p": "exact two-sided McNemar p-value for no difference; shown, not judged by",
 }
 LATENCY_TERMS = {
-    "p50 to p99": "half, 90 %, 95 % and 99 % of calls are at most this long; p99 needs 1000 calls",
+    "p50 to p99": "half, 90 %, 95 % and 99 % of calls are at most this long; p90 needs 100 calls, p95 200, p99 1000",
     "interval": "below p50: 95 % interval of the median, by order statistics",
     "fastest, slowest": "the shortest and the longest timed call; no outlier is removed",
     "spread": "standard deviation over mean; above 2.5 % the machine was not quiet",
