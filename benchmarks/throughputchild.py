@@ -1,9 +1,9 @@
 """A training from image files to weights in a process of its own, for `throughput.py`: prints its peak memory.
 
 Example:
-    python benchmarks/throughputchild.py FOLDER IMAGES PIXELS
+    python benchmarks/throughputchild.py FOLDER IMAGES PIXELS EPOCHS
 
-Decodes that many of the folder's files, asks the demo teacher about each, aligns and distills an epoch each, all by
+Decodes that many of the folder's files, asks the demo teacher about each, aligns and distills, all by
 the product's own code, with a student so small that the images would show beside it.
 """
 
@@ -38,14 +38,14 @@ def peak_mib() -> float:
 def main() -> None:
     """Train, and print one JSON object."""
     torch.set_num_threads(2)
-    files, count, size = sorted(Path(sys.argv[1]).iterdir()), int(sys.argv[2]), int(sys.argv[3])
+    files, (count, size, epochs) = sorted(Path(sys.argv[1]).iterdir()), map(int, sys.argv[2:])
     samples = [Sample(file, f"photo/cat/{file.name}", "photo", k % 2) for k, file in enumerate(files[:count])]
     teacher = OpenClipTeacher.load("demo")
     vectors = class_vectors.compute(teacher, CLASSES, ["a photo of a {}"])
     settings = Settings(
         method="vl2v-adip",
-        epochs=1,
-        align_epochs=1,
+        epochs=epochs,
+        align_epochs=epochs,
         batch=16,
         teacher_view="clean_cached",
         batch_norm="train",
