@@ -95,7 +95,10 @@ def bench(
     ] = None,
     remote_data: Annotated[
         str | None,
-        typer.Option(help="A --data folder that is on the device already.", rich_help_panel=DEVICE),
+        typer.Option(
+            help="A --data folder that is on the device already, below the home there if relative.",
+            rich_help_panel=DEVICE,
+        ),
     ] = None,
     reconnect_minutes: Annotated[
         float,
