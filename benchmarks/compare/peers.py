@@ -87,9 +87,7 @@ def main() -> int:
         "have been busy with other work: ratios are of the same rounds, wall times are not to be taken alone.",
         "stand_in": bundle.manifest.stand_in,
         "bundle": bundle.manifest.digest,
-        "command": "python benchmarks/compare/peers.py OUT --data DATA "
-        + f"--held-out {asked.held_out} --images {asked.images} --rounds {asked.rounds} --calls {asked.calls} "
-        + "--optimum-python VENV/bin/python --openvino-python VENV/bin/python",
+        "command": _command(asked, bundle),
         "machine": read_machine().describe(),
         "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
@@ -99,6 +97,17 @@ def main() -> int:
         write_text(asked.out.with_suffix(".md"), text)
     print(text)
     return int(any(result.failed for result in results))
+
+
+def _command(asked: argparse.Namespace, bundle: Bundle) -> str:
+    """What measures again, without paths of this machine."""
+    build, data = asked.build.resolve(), asked.data.resolve()
+    where = f"OUT/{data.relative_to(build).as_posix()}" if data.is_relative_to(build) else "DATA"
+    return (
+        f"vlkd-edge build --target {bundle.manifest.target} --out OUT && python benchmarks/compare/peers.py OUT "
+        f"--data {where} --held-out {asked.held_out} --images {asked.images} --rounds {asked.rounds} "
+        f"--calls {asked.calls} --optimum-python VENV/bin/python --openvino-python VENV/bin/python"
+    )
 
 
 def _arguments() -> argparse.Namespace:

@@ -238,9 +238,11 @@ class Session:
             raise UnavailableError(msg)
         answer: dict[str, Any] = last["answer"]
         if "error" in answer:
-            kind = getattr(errors, answer["error"]["kind"], UnavailableError)
+            kind = getattr(errors, answer["error"]["kind"], None)
             msg = f"on {host}: {answer['error']['message']}"
-            raise kind(msg)
+            if isinstance(kind, type) and issubclass(kind, errors.VlkdError):
+                raise kind(msg)
+            raise UnavailableError(msg)
         return answer
 
     def end(self, ending: str, run: str) -> None:
@@ -266,7 +268,7 @@ class Session:
     def _follow(self, run: str, follower: Follower) -> dict[str, Any]:
         request = {"run": run, "offset": follower.offset}
         last = self._connection.ask("follow", request, hear=follower.hear, silence_s=SILENCE_S)
-        if last["state"] == "going":
+        if last.get("state", "going") == "going":
             msg = "the answer broke off"
             raise DroppedError(msg)
         return last
