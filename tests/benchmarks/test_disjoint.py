@@ -72,6 +72,7 @@ def test_gains_are_paired_by_seed() -> None:
         "seen_accuracy": 0.8,
         "seen_source_accuracy": 0.9,
         "harmonic_mean": 0.6,
+        "source_harmonic_mean": 0.64,
         "unseen": ["cat", "dog"],
     }
     ours = plain["summary"][-1]

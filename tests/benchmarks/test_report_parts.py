@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -27,6 +28,7 @@ from vlkd_bench.report.history import MOST_POINTS, bench_history, build_history
 from vlkd_bench.report.plots import pareto_front
 from vlkd_bench.report.similarity import MOST_CLASSES, MOST_PAIRS, class_similarity
 from vlkd_bench.samples import ABSENT
+from vlkd_runtime.errors import UnavailableError
 
 NAMES = ("cat", "dog", "fish")
 
@@ -216,3 +218,22 @@ def test_the_regression_page_shows_what_there_is(
     assert re.findall(r'<section id="(\w+)"', bare) == ["metrics", "latency", "origin"]
     other = render_regression_html(assess(replace(now, setup=replace(now.setup, threads=4)), base))
     assert re.findall(r'<section id="(\w+)"', other) == ["origin"] and "<svg" not in other
+
+
+def test_without_matplotlib_the_pages_keep_their_tables(
+    record: Callable[..., BenchRecord],
+    rows: Callable[..., tuple[PredictionRow, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A device that only runs and judges has no use for it."""
+    now, base = (
+        record(rows=rows({"sketch": 40})),
+        record(rows=rows({"sketch": 40}), when="2024-05-05T07:00:00+00:00"),
+    )
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    page = render_regression_html(assess(now, base), history=bench_history([], [base], now))
+    assert re.findall(r'<section id="(\w+)"', page) == ["metrics", "accuracy", "latency", "history", "origin"]
+    assert "<svg" not in page and "<figure" not in page and page.count("<table") == 4
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(UnavailableError, match="pip install jinja2, or leave the page out"):
+        render_regression_html(assess(now, base))

@@ -64,6 +64,15 @@ class Plot:
     narrow: str
 
 
+def can_draw() -> bool:
+    """Tell whether matplotlib is there; without it the pages have their tables alone, which hold every number."""
+    try:
+        import matplotlib as _  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
 def draw(
     name: str,
     text: str,

@@ -5,7 +5,10 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
+from vlkd_runtime.errors import UnavailableError
+
 from . import wording
+from .canvas import can_draw
 from .heatmap import colour_range, draw_heatmap
 from .plots import draw_plots
 from .values import BuildReport
@@ -22,7 +25,7 @@ def render_html(report: BuildReport) -> str:
     Names of classes, domains and files come from strangers' folders: every value is escaped, and only the
     plots, whose text is escaped while they are drawn, enter as markup.
     """
-    plots = draw_plots(report)
+    plots = draw_plots(report) if can_draw() else {}
     if report.classes is not None:
         plots["classes"] = draw_heatmap(report.classes)
     page = environment().get_template("page.html.j2")
@@ -38,9 +41,17 @@ def render_html(report: BuildReport) -> str:
 
 
 def environment() -> Environment:
-    """Return what the pages are rendered with: everything escaped, nothing left undefined."""
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-    from markupsafe import Markup
+    """Return what the pages are rendered with: everything escaped, nothing left undefined.
+
+    Raises:
+        UnavailableError: jinja2 is not installed.
+    """
+    try:
+        from jinja2 import Environment, FunctionLoader, StrictUndefined
+        from markupsafe import Markup
+    except ImportError as error:
+        msg = "The HTML page needs jinja2, which is not installed: pip install jinja2, or leave the page out."
+        raise UnavailableError(msg) from error
 
     folder = files(__package__).joinpath(TEMPLATES)
     found = Environment(

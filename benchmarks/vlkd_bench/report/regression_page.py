@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..accuracy import DomainAccuracy
 from ..regression import RegressionReport
 from . import regression_text
-from .canvas import Plot
+from .canvas import Plot, can_draw
 from .flips import DomainFlips
 from .history import Point
 from .html_page import environment
@@ -15,6 +15,7 @@ from .plots import Series, draw_accuracy, draw_history, draw_latency
 from .wording import Fact
 
 TEMPLATE = "regression.html.j2"
+DomainPair = tuple[DomainAccuracy | None, DomainAccuracy | None]
 
 
 def render_regression_html(
@@ -29,22 +30,14 @@ def render_regression_html(
     """
     now, baseline = report.now, report.baseline
     domains = _domains(report)
-    plots: dict[str, Plot] = {}
     timings = []
     if report.metrics:
-        pairs = [("shipped", now.latency["call"].stats), ("teacher", baseline.latency["call"].stats)]
-        plots["latency"] = draw_latency(pairs)
         timings = [
             (name, when, record.latency[name].stats)
             for name in now.latency
             for when, record in (("baseline", baseline), ("now", now))
         ]
-    if domains:
-        series = [
-            Series(key, {name: pair[i] for name, pair in domains.items() if pair[i]})  # type: ignore[misc]
-            for i, key in enumerate(("teacher", "shipped"))
-        ]
-        plots["accuracy"] = draw_accuracy(series, tuple(domains), ())
+    plots = _plots(report, domains, history) if can_draw() else {}
     claim, _, detail = report.headline.partition("; ")
     page = environment().get_template(TEMPLATE)
     return page.render(
@@ -61,12 +54,28 @@ def render_regression_html(
         flips=flips,
         timings=timings,
         points=history,
-        plots=plots | draw_history(history),
+        plots=plots,
         provenance=regression_text.provenance(report),
     ).lstrip()
 
 
-def _domains(report: RegressionReport) -> dict[str, tuple[DomainAccuracy | None, DomainAccuracy | None]]:
+def _plots(
+    report: RegressionReport, domains: Mapping[str, DomainPair], history: Sequence[Point]
+) -> dict[str, Plot]:
+    """Return the plots that there is data for, by name."""
+    plots = draw_history(history)
+    if report.metrics:
+        pairs = (("shipped", report.now), ("teacher", report.baseline))
+        plots["latency"] = draw_latency([(key, record.latency["call"].stats) for key, record in pairs])
+    if domains:
+        before = {name: pair[0] for name, pair in domains.items() if pair[0] is not None}
+        after = {name: pair[1] for name, pair in domains.items() if pair[1] is not None}
+        series = [Series("teacher", before), Series("shipped", after)]
+        plots["accuracy"] = draw_accuracy(series, tuple(domains), ())
+    return plots
+
+
+def _domains(report: RegressionReport) -> dict[str, DomainPair]:
     """Return the accuracy of each domain before and now, where both runs have accuracies and are compared."""
     first, last = report.baseline.accuracy, report.now.accuracy
     if first is None or last is None or not report.metrics:
