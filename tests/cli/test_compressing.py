@@ -85,6 +85,27 @@ def write_model(path: Path, *, gain: float = 1.0) -> Path:
     return path
 
 
+def widen(source: Path, path: Path) -> Path:
+    """Give the middle layer's input one channel a thousand times as large as the rest, and have nobody read it.
+
+    Swish and squeeze-and-excite networks do so to some channels: one scale for the tensor then rounds the others away.
+    """
+    model = onnx.load(source)
+    values = {item.name: numpy_helper.to_array(item).copy() for item in model.graph.initializer}
+    values["w"][23] = 40.0
+    values["m"][:, 23] = 0.0
+    second = np.eye(24, dtype=np.float32).reshape(24, 24, 1, 1)
+    del model.graph.initializer[:]
+    values["n"] = second
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in values.items())
+    middle = next(node for node in model.graph.node if node.name == "relu2")
+    middle.output[0] = "g"
+    index = list(model.graph.node).index(middle) + 1
+    model.graph.node.insert(index, helper.make_node("Conv", ["g", "n"], ["e"], name="second"))
+    onnx.save(model, path)
+    return path
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("data") / "colours", {"day": 20, "lamp": 20, "night": 120})
@@ -203,6 +224,18 @@ def test_no_held_out_image_reaches_calibration(model: Path, data: Path, tmp_path
     forbidden |= {"_start.<locals>.work", "quantize_with_training"}
     assert list((tmp_path / "jetson/stages").glob("int8-qat-*"))
     assert not [names for names in openers if names & forbidden]
+
+
+def test_the_ladder_restores_what_default_int8_breaks(model: Path, data: Path, tmp_path: Path) -> None:
+    wide = widen(model, tmp_path / "wide.onnx")
+    found = ask(wide, data, tmp_path / "out", target="jetson", budget=GuardBudget(5.0, 5.0))
+    first, *_ = found.plain["candidates"]
+    assert first["name"] == "int8-percentile" and first["verdict"] == "fail" and first["worst"]["drop"] > 20
+    *_, chosen = found.plain["candidates"]
+    assert found.exit_code == 0 and chosen["name"] == found.plain["chosen"] and chosen["worst"]["drop"] < 1
+    # Other ranges cut the large channel off; the ranking names the layer that reads it.
+    assert chosen["name"].startswith("int8-") and chosen["name"] != first["name"]
+    assert found.plain["ranking"]["groups"][0]["layers"] == ("middle",)
 
 
 def test_training_is_tried_only_after_everything_else_in_int8(
