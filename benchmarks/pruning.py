@@ -48,6 +48,9 @@ def main() -> None:
     parser.add_argument("--var", action="append", default=[])
     parser.add_argument("--set", action="append", default=[], dest="settings")
     parser.add_argument("--importance", nargs="+", choices=IMPORTANCES, default=IMPORTANCES)
+    parser.add_argument(
+        "--recover", nargs="*", choices=IMPORTANCES, help="only these are recovered; all without the option"
+    )
     parser.add_argument("--name", default="pruning", help="of the two files")
     parser.add_argument("--out", type=Path, default=Path("vlkd-out/pruning"), help="folder of the runs")
     parser.add_argument("--cache", type=Path, help="where teacher embeddings are kept")
@@ -55,8 +58,10 @@ def main() -> None:
     config = configuration.load(asked.config, asked.var, asked.settings)
     with locked(asked.out):
         runs = Runs.open(config, asked.out, asked.cache or asked.out / "cache")
-        rows = runs.rows(asked.importance)
+        rows = runs.rows(asked.importance, asked.importance if asked.recover is None else asked.recover)
     words = [f"--set {setting}" for setting in asked.settings]
+    if asked.recover is not None:
+        words.append(f"--recover {' '.join(asked.recover)}")
     words += [f"--var {value.partition('=')[0]}=..." for value in asked.var]
     result = {
         "command": f"python benchmarks/pruning.py -c {asked.config} {' '.join(words)} --name {asked.name}",
@@ -118,7 +123,9 @@ class Runs:
         slimming = pruning.Slimming(learning, method, trained, graph, store, images.train, vectors)
         return cls(config, learning, shared, images, slimming, Climber(task, learning.workspace, live))
 
-    def rows(self, importances: Sequence[Importance]) -> list[dict[str, Any]]:
+    def rows(
+        self, importances: Sequence[Importance], recovered: Sequence[Importance]
+    ) -> list[dict[str, Any]]:
         """The table: the student, its INT8, and for each importance unrecovered, recovered and INT8."""
         chosen = recipes(self.config.compress.candidates, self.config.device())
         recipe = next(item for item in chosen if item.kind not in LAST)
@@ -127,7 +134,7 @@ class Runs:
         found.append(self._row("unpruned", recipe.name, self.climber.candidate(recipe), None))
         (cut, *_) = pruning.cuts(dataclasses.replace(self.config.compress.prune, sparsity="none"))
         for importance in importances:
-            for epochs in (0, self.config.compress.prune.epochs):
+            for epochs in (0, self.config.compress.prune.epochs) if importance in recovered else (0,):
                 start = self._slim(importance, epochs).start(cut)
                 words = "recovered" if epochs else "not recovered"
                 found.append(self._row(importance, f"{words}, float", start.stage, start.pruned))
