@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -225,16 +226,19 @@ def start(
     folders = [str(Path(package).parents[1]) for package in (vlkd_runtime.__file__, __file__)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")])}
     began = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, json.dumps(request)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    held = Watch(lambda: device.of(process.pid)) if isinstance(device, DeviceMemory) else None
+    process: subprocess.Popen[str] | None = None
     try:
+        with _interrupts_held_back():
+            process = subprocess.Popen(
+                [sys.executable, "-c", PROGRAM, json.dumps(request)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment,
+            )
+        number = process.pid
+        held = Watch(lambda: device.of(number)) if isinstance(device, DeviceMemory) else None
         with held or contextlib.nullcontext():
             out, errors = process.communicate(timeout=seconds + GRACE_SECONDS)
     except subprocess.TimeoutExpired as error:
@@ -244,7 +248,7 @@ def start(
         )
         raise UnavailableError(msg) from error
     finally:
-        if process.poll() is None:
+        if process is not None and process.poll() is None:
             process.kill()
             process.communicate()
     lines = out.strip().splitlines()
@@ -258,6 +262,23 @@ def start(
     answer["device_bytes"] = max(held.values, default=None) if held else None
     answer["device_reason"] = "; ".join(device.reasons) if isinstance(device, NoSensor) else UNSEEN
     return answer
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Hold an interrupt back until the process that is being started is known, or nobody could end it."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # interrupts go elsewhere, or nowhere
+        return
+    held: list[object] = []
+    before = signal.signal(signal.SIGINT, lambda *_: held.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if held:
+            raise KeyboardInterrupt
 
 
 class Watch:
