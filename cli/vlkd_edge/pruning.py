@@ -152,7 +152,7 @@ class Slimming:
         pruned, zeros = Pruned(**report["pruned"]), tuple(report["zeros"])
         recovered = stage
         if settings.epochs:
-            lr = settings.lr or self.learning.config.distill.lr
+            lr = settings.lr or 0.5 * self.learning.config.distill.lr
             changed = teach.Changed(stage, settings.epochs, lr, zeros)
             recovered = teach.train(
                 self.learning, self.method, self.samples, self.store, self.vectors, changed

@@ -72,7 +72,7 @@ class PruneSettings:
             the source domain where it raises it most.
         steps: when the guard says no, which parts of the cut are tried next; the first is usually all of it.
         epochs: passes of distillation that recover what was lost.
-        lr: their peak learning rate; that of the distillation when 0.
+        lr: their peak learning rate; half of the distillation's when 0.
         images: train images of each source domain that importance is measured on.
         rounds: how many times importance is measured anew on the way.
         round_to: channels of a layer are kept in multiples of this, which kernels like.
@@ -84,7 +84,7 @@ class PruneSettings:
     target: str = ""
     importance: Importance = "worst-domain"
     steps: tuple[float, ...] = (1.0, 0.6, 0.25)
-    epochs: int = 2
+    epochs: int = 3
     lr: float = 0.0
     images: int = 64
     rounds: int = 5
