@@ -135,7 +135,7 @@ def test_preflight_prints_the_contract_and_names_rule_and_node(bundle: Path, tmp
     done = run("preflight", bundle, "--target", "tight", "--targets-file", own, forbidden={"torch"})
     assert done.returncode == 1 and "VP021 memory" in done.stdout
     listed = json.loads(run("preflight", "--rules", "--json", forbidden={"torch"}).stdout)["rules"]
-    assert len(listed) == 25 and all(rule["reason"] and rule["source"] for rule in listed)
+    assert len(listed) == 26 and all(rule["reason"] and rule["source"] for rule in listed)
 
 
 def test_the_doctor_works_in_a_base_install() -> None:
