@@ -2,16 +2,18 @@
 
 Example:
     vlkd-edge build --target cpu-x86 --out OUT
-    python benchmarks/compare/peers.py OUT --data DATA --held-out sketch --optimum-python VENV/bin/python
-    --openvino-python VENV/bin/python --out benchmarks/results/compare-peers
+    python benchmarks/compare/peers.py OUT --data DATA --held-out sketch --torch-python VENV/bin/python
+    --onnxruntime-python VENV/bin/python --optimum-python VENV/bin/python --openvino-python VENV/bin/python
+    --out benchmarks/results/compare-peers
 
 The peers are torch, eager and compiled; ONNX Runtime by hand; this project's runtime, float and as shipped; optimum;
-and OpenVINO, float and quantized by NNCF. Each runs in a process and, where its packages are not this project's, in a
-virtual environment of its own: requirements-optimum.txt and requirements-openvino.txt say how to make one. A peer whose
-Python is not named is left out, and said to be. Each round gives every peer one turn, in an order drawn anew; a ratio
-is the median over rounds of the peer's time over ONNX Runtime's of that round, its interval a bootstrap over rounds.
-Time is the processor's, of all threads of the peer's process, computing in one: on an idle machine that is the time
-that passes, and on a busy one the waiting for others is left out. Ends with exit code 1 where a peer failed.
+and OpenVINO, float and quantized by NNCF. Each runs in a process and a virtual environment of its own: the files
+requirements-*.txt say how to make one. torch and ONNX Runtime use this Python where none is named for them, which the
+record says; optimum and OpenVINO are left out then, and said to be. Each round gives every peer one turn, in an order
+drawn anew; a ratio is the median over rounds of the peer's time over ONNX Runtime's of that round, its interval a
+bootstrap over rounds. Time is the processor's, of all threads of the peer's process, computing in one: on an idle
+machine that is the time that passes, and on a busy one the waiting for others is left out. Ends with exit code 1 where
+a peer failed.
 """
 
 from __future__ import annotations
@@ -83,6 +85,9 @@ def main() -> int:
         "calls": asked.calls,
         "peers": [_row(result, results, samples) for result in results],
         "not_run": absent,
+        "shared_environment": [
+            name for name in ("torch", "onnxruntime") if not getattr(asked, f"{name}_python")
+        ],
         "time": "CPU time of each peer's process per image, one thread; peers in turns, in one run. The machine may "
         "have been busy with other work: ratios are of the same rounds, wall times are not to be taken alone.",
         "stand_in": bundle.manifest.stand_in,
@@ -103,10 +108,14 @@ def _command(asked: argparse.Namespace, bundle: Bundle) -> str:
     """What measures again, without paths of this machine."""
     build, data = asked.build.resolve(), asked.data.resolve()
     where = f"OUT/{data.relative_to(build).as_posix()}" if data.is_relative_to(build) else "DATA"
+    named = [
+        name for name in ("torch", "onnxruntime", "optimum", "openvino") if getattr(asked, f"{name}_python")
+    ]
+    pythons = "".join(f" --{name}-python VENV/bin/python" for name in named)
     return (
         f"vlkd-edge build --target {bundle.manifest.target} --out OUT && python benchmarks/compare/peers.py OUT "
         f"--data {where} --held-out {asked.held_out} --images {asked.images} --rounds {asked.rounds} "
-        f"--calls {asked.calls} --optimum-python VENV/bin/python --openvino-python VENV/bin/python"
+        f"--calls {asked.calls}{pythons}"
     )
 
 
@@ -115,6 +124,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("build", type=Path, help="output folder of vlkd-edge build")
     parser.add_argument("--data", type=Path, required=True, help="folder of domains that it was built from")
     parser.add_argument("--held-out", required=True, help="domains to classify, with commas")
+    parser.add_argument("--torch-python", help="Python with requirements-torch.txt; this one if absent")
+    parser.add_argument(
+        "--onnxruntime-python", help="Python with requirements-onnxruntime.txt; this one if absent"
+    )
     parser.add_argument("--optimum-python", help="Python with requirements-optimum.txt")
     parser.add_argument("--openvino-python", help="Python with requirements-openvino.txt")
     parser.add_argument("--images", type=int, default=800)
@@ -156,13 +169,15 @@ def _entrants(
     }
     ours = tuple(path for path in map(str, map(Path.resolve, map(Path, sys.path[1:]))) if Path(path).is_dir())
 
-    def own(name: str, title: str, script: str, **more: Any) -> Entrant:
-        return Entrant(name, title, sys.executable, HERE / f"peer_{script}.py", {**common, **more}, ours)
+    def own(name: str, title: str, script: str, python: str | None = None, **more: Any) -> Entrant:
+        # An environment of its own brings its packages; this one may need the folders that this process found its in.
+        python, folders = (os.path.abspath(python), ()) if python else (sys.executable, ours)  # noqa: PTH100
+        return Entrant(name, title, python, HERE / f"peer_{script}.py", {**common, **more}, folders)
 
     found = [
-        own(REFERENCE, "ONNX Runtime, float32", "onnxruntime"),
-        own("torch-eager", "torch, eager", "torch", compile=False),
-        own("torch-compile", "torch.compile", "torch", compile=True),
+        own(REFERENCE, "ONNX Runtime, float32", "onnxruntime", asked.onnxruntime_python),
+        own("torch-eager", "torch, eager", "torch", asked.torch_python, compile=False),
+        own("torch-compile", "torch.compile", "torch", asked.torch_python, compile=True),
     ]
     # The first of each precision; TensorRT's dialect is made for TensorRT, and nobody runs it on a processor.
     runnable = [variant for variant in variants if variant.model.dialect != "tensorrt-qdq"]
