@@ -285,7 +285,7 @@ class Climber:
         inputs = {
             "candidate": made.key,
             "images": content_key(asked),
-            "preprocess": dataclasses.asdict(task.spec),
+            "preprocess": task.spec.to_json(),
             **versions("onnxruntime", "pillow", "vlkd-edge"),
         }
         stage = self.workspace.stage(f"evaluate-{name}", inputs, work)
@@ -348,7 +348,7 @@ class Climber:
             "recipe": dataclasses.asdict(recipe),
             "model": self.task.key if start is None else start.stage.key,
             "calibration": self._content("calibration", self.task.calibration),
-            "preprocess": dataclasses.asdict(self.task.spec),
+            "preprocess": self.task.spec.to_json(),
             **versions("onnx", "onnxruntime", "pillow", "vlkd-edge"),
         }
 

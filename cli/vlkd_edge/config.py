@@ -104,12 +104,15 @@ class StudentConfig:
     Attributes:
         arch: timm model name.
         image_size: input height and width in pixels.
+        jpeg_scale: JPEG files are decoded at 1/2, 1/4 or 1/8 as far as this many times ``image_size`` is left on both
+            sides, in training as on the device; 0 decodes them whole.
         pretrained: ``none``, ``hub``, or ``package`` (the ``weights`` extra).
         options: further keyword arguments of the timm model.
     """
 
     arch: str = "tf_efficientnet_lite0"
     image_size: int = 64
+    jpeg_scale: int = 0
     pretrained: Literal["none", "hub", "package"] = "package"
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -307,6 +310,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "data.demo_seed": (0, 999_999_999),  # the demo teacher learned from the seeds above
     "data.demo_held_out_images": (20, 100_000),
     "student.image_size": (32, 1024),
+    "student.jpeg_scale": (0, 16),
     "distill.epochs": (1, 100_000),
     "distill.lr": (1e-8, 10),
     "distill.align_epochs": (0, 100_000),

@@ -282,7 +282,7 @@ def _answers(learning: learn.Learning, title: str, graph: StageResult, part: _Te
         "model": graph.key,
         "vectors": part.vectors.key,
         "images": content_key(part.samples),
-        "preprocess": dataclasses.asdict(learning.spec),
+        "preprocess": learning.spec.to_json(),
         **versions("onnxruntime", "pillow", "vlkd-edge"),
     }
     return learning.workspace.stage(f"evaluate-{title}", inputs, work)

@@ -142,7 +142,8 @@ def optimum_processor(spec: PreprocessSpec) -> dict[str, Any]:
     """The ``preprocessor_config.json``: the bundle's resize, and no rescaling or normalisation.
 
     The image processors resize in one pass and round a crop's sizes otherwise than the bundle's specification, so
-    that pixels may differ by a level or two.
+    that pixels may differ by a level or two. They decode JPEGs whole: where the bundle has a ``jpeg_scale``, pixels
+    differ by more.
     """
     common: dict[str, Any] = {
         "do_rescale": False,

@@ -76,8 +76,9 @@ class Learning:
     @property
     def spec(self) -> PreprocessSpec:
         """How student and device prepare an image."""
-        size = self.config.student.image_size
-        return PreprocessSpec(height=size, width=size, resize="squash")
+        student = self.config.student
+        size = student.image_size
+        return PreprocessSpec(height=size, width=size, resize="squash", jpeg_scale=student.jpeg_scale)
 
     def student_spec(self) -> StudentSpec:
         """The student before it learns anything; the same for the method and its baseline."""
@@ -279,7 +280,7 @@ def pixels(learning: Learning, samples: Sequence[Sample]) -> StageResult:
         for _, reason in built.bad:
             learning.live.say(f"left out: {reason}")
 
-    inputs = {"images": domain_data.content_key(samples), "preprocess": dataclasses.asdict(learning.spec)}
+    inputs = {"images": domain_data.content_key(samples), "preprocess": learning.spec.to_json()}
     return learning.workspace.stage("pixels", inputs, work)
 
 

@@ -172,7 +172,7 @@ def _held_out(
         "teacher": key,
         "vectors": vectors_stage.key,
         "test": content_key(images.test),
-        "preprocess": dataclasses.asdict(learning.spec),
+        "preprocess": learning.spec.to_json(),
     }
     trained_on = {
         method: content_key(own.train) if own is not images else sharded.train_key(config, own.train)

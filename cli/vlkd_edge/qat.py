@@ -123,7 +123,7 @@ def _start(climber: Climber, lessons: Lessons, head: Recipe) -> Start:
         "model": task.key,
         "calibration": content_key(task.calibration),
         "images": content_key(samples),
-        "preprocess": dataclasses.asdict(task.spec),
+        "preprocess": task.spec.to_json(),
         "settings": dataclasses.asdict(lessons.settings),
         "method": method,
         "teacher": lessons.vectors.teacher_fingerprint if lessons.embed and lessons.vectors else None,

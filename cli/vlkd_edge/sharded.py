@@ -149,7 +149,7 @@ def _imported(learning: Learning) -> StageResult:
         "shards": _key(learning.config),
         "classes": config.classes,
         "domains": config.domains,
-        "preprocess": dataclasses.asdict(learning.spec),
+        "preprocess": learning.spec.to_json(),
     }
     return learning.workspace.stage("import", inputs, work)
 

@@ -72,7 +72,7 @@ class Shipping:
         inputs = {
             "model": model.key,
             "images": content_key(samples),
-            "preprocess": dataclasses.asdict(self.spec),
+            "preprocess": self.spec.to_json(),
             **versions("onnxruntime", "pillow", "vlkd-edge"),
         }
         return self.workspace.stage(f"evaluate-{title}", inputs, work)

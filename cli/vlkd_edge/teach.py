@@ -402,7 +402,7 @@ def export(
         "trained": trained.key,
         "vectors": vectors.key,
         "parity": [PARITY_LOGIT_GAP, PARITY_COSINE],
-        "preprocess": dataclasses.asdict(learning.spec),
+        "preprocess": learning.spec.to_json(),
         "opset": opset,
     }
     inputs |= versions("torch", "onnx", "onnxscript", "onnxruntime", "vlkd-edge")

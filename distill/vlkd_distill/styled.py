@@ -8,6 +8,7 @@ Letters used in shapes: V styles, N images, H and W pixels, D embedding size.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -171,7 +172,7 @@ def _draw(
     teacher: Teacher,
     own: npt.NDArray[np.uint8] | None,
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    large = PreprocessSpec(_SIDE, _SIDE, spec.resize, spec.crop_fraction, spec.interpolation)
+    large = dataclasses.replace(spec, height=_SIDE, width=_SIDE)
     pixels: list[npt.NDArray[np.uint8]] = []
     rows: list[npt.NDArray[np.float32]] = []
     for start in range(0, len(samples), 32):

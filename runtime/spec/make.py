@@ -6,14 +6,18 @@ Example:
 - ``preprocess.safetensors``: for each case ``input.<n>`` and ``output.<n>``, U8 (H, W, 3), and in the metadata
   ``spec.<n>``, the ``preprocess`` object as JSON;
 - ``decode/<name>.png`` with ``decode.safetensors``: the pixels that decoding gives, by name;
+- ``scaled/<name>.jpg`` with ``scaled.safetensors``: ``spec.<name>``, what decoding at a fraction of the size gives as
+  ``reduced.<name>``, and the end as ``output.<name>``;
 - ``example.vlkd`` and ``example.pub``: a small signed bundle, and the key that signed it.
 
-The first two are the same bytes wherever they are made. The example holds what the network answered on the
-machine that made it, and is signed with a key that was thrown away.
+The first two are the same bytes wherever they are made. The JPEG files are written where they are missing only, as
+encoders may differ. The example holds what the network answered on the machine that made it, and is signed with a
+key that was thrown away.
 """
 
 from __future__ import annotations
 
+import io
 import struct
 import sys
 import tempfile
@@ -21,9 +25,11 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from vlkd_runtime.atomic import write_bytes
-from vlkd_runtime.preprocess import PreprocessSpec, decode, prepare
+from vlkd_runtime.decoding import decode_shared
+from vlkd_runtime.preprocess import PreprocessSpec, decode, jpeg_denominator, prepare
 from vlkd_runtime.strictjson import compact
 from vlkd_runtime.tensorfile import write_tensors
 
@@ -41,6 +47,15 @@ CASES = (
     (8, 8, PreprocessSpec(8, 8, "crop", 0.5, "bilinear")),
     (1, 1, PreprocessSpec(3, 4, interpolation="bicubic")),
     (97, 3, PreprocessSpec(7, 5)),
+)
+# Name, Pillow's mode, width and height of the JPEG, its orientation, and what to do with it. What it is decoded at is
+# in the name; `turned` would be decoded at a quarter by who looks at its sides before turning it.
+SCALED = (
+    ("whole", "RGB", 31, 40, 1, PreprocessSpec(16, 16, jpeg_scale=1)),
+    ("half", "RGB", 70, 50, 1, PreprocessSpec(12, 16, jpeg_scale=2)),
+    ("half-ink-crop", "CMYK", 100, 61, 1, PreprocessSpec(12, 12, "crop", 0.875, "bicubic", 2)),
+    ("quarter-gray-progressive", "L", 131, 67, 3, PreprocessSpec(16, 16, jpeg_scale=1)),
+    ("eighth-turned", "RGB", 141, 99, 6, PreprocessSpec(17, 12, jpeg_scale=1)),
 )
 GRAY_16, RGB, RGBA = (16, 0, 2), (8, 2, 3), (8, 6, 4)
 
@@ -99,6 +114,35 @@ def decode_vectors(folder: Path) -> bytes:
     return write_tensors({path.stem: np.asarray(decode(path)) for path in sorted(folder.glob("*.png"))}, {})
 
 
+def jpegs() -> dict[str, bytes]:
+    """Small JPEG files, one for each case of decoding at a fraction."""
+    files = {}
+    for seed, (name, mode, width, height, orientation, _) in enumerate(SCALED):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        rough = pixels(seed + 20, height // 5, width // 5, len(Image.new(mode, (1, 1)).getbands()))
+        image = Image.frombytes(mode, rough.shape[1::-1], rough.tobytes()).resize(
+            (width, height), Image.Resampling.BICUBIC
+        )
+        held = io.BytesIO()
+        image.save(held, "JPEG", quality=85, exif=exif, progressive="progressive" in name)
+        files[name] = held.getvalue()
+    return files
+
+
+def scaled_vectors(folder: Path) -> bytes:
+    """Serialise what the JPEG files of a folder become."""
+    tensors, metadata = {}, {}
+    for name, *_, spec in SCALED:
+        path = folder / f"{name}.jpg"
+        small = decode_shared(
+            path, denominator=lambda width, height, spec=spec: jpeg_denominator(width, height, spec)
+        )
+        tensors[f"reduced.{name}"], tensors[f"output.{name}"] = np.asarray(small), prepare(path, spec)
+        metadata[f"spec.{name}"] = compact(spec.to_json())
+    return write_tensors(tensors, metadata)
+
+
 def example(archive: Path, public: Path) -> None:
     """Write a signed bundle and its key."""
     sys.path.insert(0, str(HERE.parents[1] / "benchmarks"))
@@ -121,6 +165,11 @@ def main(place: Path = HERE) -> None:
         write_bytes(place / "decode" / f"{name}.png", data)
     write_bytes(place / "preprocess.safetensors", preprocess_vectors())
     write_bytes(place / "decode.safetensors", decode_vectors(place / "decode"))
+    (place / "scaled").mkdir(exist_ok=True)
+    for name, data in jpegs().items():
+        if not (place / "scaled" / f"{name}.jpg").exists():
+            write_bytes(place / "scaled" / f"{name}.jpg", data)
+    write_bytes(place / "scaled.safetensors", scaled_vectors(place / "scaled"))
     example(place / "example.vlkd", place / "example.pub")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeAlias
 
@@ -32,6 +33,9 @@ class DLPackArray(Protocol):
 
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | DLPackArray"
+
+Denominator: TypeAlias = "Callable[[int, int], int]"
+"""Gives what the sides of an upright JPEG, width and height, are divided by in decoding."""
 
 MAX_PIXELS = 64_000_000
 
@@ -73,12 +77,17 @@ def decode(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return image
 
 
-def decode_shared(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode like `decode` without a last copy: for reading only, as it may be the caller's own image."""
+def decode_shared(
+    source: ImageSource, *, max_pixels: int = MAX_PIXELS, denominator: Denominator | None = None
+) -> Image.Image:
+    """Decode like `decode` without a last copy: for reading only, as it may be the caller's own image.
+
+    With a ``denominator``, JPEGs come out smaller by it; ``max_pixels`` holds for their whole size.
+    """
     if (array := as_array(source)) is not None:
         return _from_array(array, max_pixels)
     if isinstance(source, Image.Image):
-        return _from_pillow(source, "image", max_pixels)
+        return _from_pillow(source, "image", max_pixels, denominator, lent=True)
     where = _path_of(source)
     if where is None:
         msg = (
@@ -86,7 +95,7 @@ def decode_shared(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image
             "convert it first"
         )
         raise ImageError(msg)
-    return _from_file(where, max_pixels)
+    return _from_file(where, max_pixels, denominator)
 
 
 def as_array(source: object) -> npt.NDArray[Any] | None:
@@ -114,14 +123,14 @@ def as_array(source: object) -> npt.NDArray[Any] | None:
         raise ImageError(msg) from error
 
 
-def _from_file(where: str, max_pixels: int) -> Image.Image:
+def _from_file(where: str, max_pixels: int, denominator: Denominator | None) -> Image.Image:
     _register_formats()
     try:
         with Path(where).open("rb") as file:
             if not file.peek(1):
                 _refuse(where, "the file is empty", "get it again")
             with Image.open(file, formats=_FORMATS) as image:
-                return _from_pillow(image, where, max_pixels)
+                return _from_pillow(image, where, max_pixels, denominator, lent=False)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -197,7 +206,9 @@ def _from_array(array: npt.NDArray[Any], max_pixels: int) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
 
 
-def _from_pillow(image: Image.Image, where: str, max_pixels: int) -> Image.Image:
+def _from_pillow(
+    image: Image.Image, where: str, max_pixels: int, denominator: Denominator | None, *, lent: bool
+) -> Image.Image:
     if image.width * image.height > max_pixels:
         _refuse(
             where,
@@ -207,6 +218,8 @@ def _from_pillow(image: Image.Image, where: str, max_pixels: int) -> Image.Image
     if image.width == 0 or image.height == 0:
         _refuse(where, "the image is empty", "check where it came from")
     try:
+        if denominator is not None:
+            image = _reduced(image, denominator, lent=lent)
         image.load()
         # After load: a PNG may have its EXIF block behind the pixels.
         return _upright(_to_rgb(image, where), _orientation(image))
@@ -218,6 +231,26 @@ def _from_pillow(image: Image.Image, where: str, max_pixels: int) -> Image.Image
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more.
         msg = f"{where}: damaged or truncated image: {error}; get it again"
         raise ImageError(msg) from error
+
+
+def _reduced(image: Image.Image, denominator: Denominator, *, lent: bool) -> Image.Image:
+    """Let libjpeg decode a JPEG at a fraction of its size; anything else, and what is decoded, is left as it is."""
+    from PIL.JpegImagePlugin import JpegImageFile
+
+    if not isinstance(image, JpegImageFile) or not image.tile or image.decoderconfig or image.tell():
+        return image
+    width, height = image.size
+    lying = _orientation(image) >= 5
+    by = denominator(height, width) if lying else denominator(width, height)
+    if by == 1:
+        return image
+    if lent:
+        # Reducing would change the size of the caller's own image.
+        assert image.fp is not None
+        image = Image.open(image.fp, formats=("JPEG",))
+    # Pillow takes the largest power of two by which both quotients fit: this one, as it is below twice of it.
+    image.draft(None, (width // by, height // by))
+    return image
 
 
 def _orientation(image: Image.Image) -> int:

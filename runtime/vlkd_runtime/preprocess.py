@@ -22,6 +22,9 @@ from .strictjson import Fields
 __all__ = ["MAX_PIXELS", "ImageSource", "PreprocessSpec", "decode", "prepare"]
 
 _LARGEST_SIDE = 4096
+_LARGEST_SCALE = 16
+# What libjpeg's reduced inverse transforms divide by, the most saved first.
+_DENOMINATORS = (8, 4, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,8 @@ class PreprocessSpec:
             resizes until the crop fits, and cuts the centre out.
         crop_fraction: Share of the resized image that the crop covers, for ``crop`` only.
         interpolation: Pillow's antialiased filter of that name.
+        jpeg_scale: JPEG files are decoded at 1/2, 1/4 or 1/8 of their size, as far as this many times the resized
+            size is left on both axes; 0 decodes them whole.
     """
 
     height: int
@@ -42,6 +47,7 @@ class PreprocessSpec:
     resize: Literal["squash", "crop"] = "squash"
     crop_fraction: float = 1.0
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    jpeg_scale: int = 0
 
     def __post_init__(self) -> None:
         problems: list[str] = []
@@ -57,20 +63,25 @@ class PreprocessSpec:
             problems.append(f"crop_fraction must be from 0.1 to 1, found {self.crop_fraction!r}")
         elif self.resize == "squash" and self.crop_fraction != 1.0:
             problems.append(f"crop_fraction must be 1 with 'squash', found {self.crop_fraction!r}")
+        if type(self.jpeg_scale) is not int or not 0 <= self.jpeg_scale <= _LARGEST_SCALE:
+            problems.append(
+                f"jpeg_scale must be an integer from 0 to {_LARGEST_SCALE}, found {self.jpeg_scale!r}"
+            )
         if problems:
             msg = "preprocess: " + "; ".join(problems)
             raise ConfigError(msg)
         object.__setattr__(self, "crop_fraction", float(self.crop_fraction))
 
     def to_json(self) -> dict[str, str | int | float]:
-        """Give the fields as a JSON object."""
-        return {
+        """Give the fields as a JSON object; ``jpeg_scale`` only where it is in use, as older readers refuse it."""
+        fields: dict[str, str | int | float] = {
             "height": self.height,
             "width": self.width,
             "resize": self.resize,
             "crop_fraction": self.crop_fraction,
             "interpolation": self.interpolation,
         }
+        return fields | ({"jpeg_scale": self.jpeg_scale} if self.jpeg_scale else {})
 
     @classmethod
     def from_json(cls, value: Mapping[str, object]) -> PreprocessSpec:
@@ -86,11 +97,13 @@ class PreprocessSpec:
         resize = fields.text("resize")
         crop_fraction = fields.number("crop_fraction", 0.1, 1.0)
         interpolation = fields.text("interpolation")
+        reduced = "jpeg_scale" in fields.left()
+        jpeg_scale = fields.integer("jpeg_scale", 0, _LARGEST_SCALE) if reduced else 0
         fields.finish()
         if problems:
             raise ConfigError("; ".join(problems))
         # The constructor refuses any other text.
-        return cls(height, width, resize, crop_fraction, interpolation)  # type: ignore[arg-type]
+        return cls(height, width, resize, crop_fraction, interpolation, jpeg_scale)  # type: ignore[arg-type]
 
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -102,9 +115,10 @@ def prepare(
     """Decode an image and bring it to the network's size.
 
     Args:
-        source: A path, a Pillow image, or a uint8 array: (H, W), (H, W, 1), (H, W, 3) RGB, (H, W, 4) RGBA.
+        source: A path, a Pillow image, or a uint8 array: (H, W), (H, W, 1), (H, W, 3) RGB, (H, W, 4) RGBA. A JPEG
+            that Pillow has opened and not yet decoded counts as a file, and stays open.
         spec: The sizes and the way of resizing.
-        max_pixels: The largest image to decode, against decompression bombs.
+        max_pixels: The largest image to decode, against decompression bombs; of a JPEG, its whole size counts.
 
     Returns:
         A new (H, W, 3) uint8 array, RGB.
@@ -123,7 +137,13 @@ def prepare(
     ):
         # Already the right size: Pillow's resize would return a copy, too.
         return np.array(source, order="C")
-    image = decode_shared(source, max_pixels=max_pixels)
+    image = decode_shared(
+        source,
+        max_pixels=max_pixels,
+        denominator=(lambda width, height: jpeg_denominator(width, height, spec))
+        if spec.jpeg_scale
+        else None,
+    )
     width, height = resized_size(image.width, image.height, spec)
     # Between the passes the image has its old height and its new width.
     if max(width * height, width * image.height) > max(max_pixels, spec.width * spec.height):
@@ -151,6 +171,15 @@ def resized_size(width: int, height: int, spec: PreprocessSpec) -> tuple[int, in
     if least_height * width >= least_width * height:
         return width * least_height // height, least_height
     return least_width, height * least_width // width
+
+
+def jpeg_denominator(width: int, height: int, spec: PreprocessSpec) -> int:
+    """Give what the sides of an upright JPEG of this size are divided by in decoding: 1, 2, 4 or 8."""
+    if not spec.jpeg_scale:
+        return 1
+    least_width, least_height = (spec.jpeg_scale * side for side in resized_size(width, height, spec))
+    fitting = (by for by in _DENOMINATORS if by * least_width <= width and by * least_height <= height)
+    return next(fitting, 1)
 
 
 def _describe(source: ImageSource) -> str:

@@ -17,7 +17,7 @@ import pytest
 
 from vlkd_bench.predictions import read_predictions
 from vlkd_distill.data import scan, split_of
-from vlkd_runtime import Bundle, Classifier
+from vlkd_runtime import Bundle, Classifier, PreprocessSpec
 
 SMALL = (
     "data.demo_images=20",
@@ -25,6 +25,7 @@ SMALL = (
     "student.arch=resnet10t",
     "student.options={channels=[8, 16, 32, 64], stem_width=8}",
     "student.image_size=32",
+    "student.jpeg_scale=2",
     "student.pretrained=none",
     "distill.batch_norm=train",
     "distill.epochs=2",
@@ -78,6 +79,7 @@ def test_the_json_contract(built: tuple[Path, dict[str, Any]]) -> None:
     assert answer["preflight"]["verdict"] in ("pass", "not run")
     latency = answer["latency_ms"]
     assert latency["p50"] > 0 and (latency["p99"] is None or latency["p99"] >= latency["p50"])
+    assert Bundle.open(out / "bundle").manifest.preprocess == PreprocessSpec(32, 32, jpeg_scale=2)
     assert answer["size_bytes"] == sum(path.stat().st_size for path in (out / "bundle").iterdir())
 
 

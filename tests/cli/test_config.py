@@ -95,6 +95,9 @@ def test_values_variables_and_overrides(tmp_path: Path) -> None:
             ["compress.candidates: expected each once"],
             id="tried twice",
         ),
+        pytest.param(
+            "[student]\njpeg_scale = 17", ["student.jpeg_scale: expected 0 to 16, found 17"], id="jpeg scale"
+        ),
         pytest.param("[data]\nroot = '${where}'", ["data.root: '${where}' names no variable"], id="variable"),
         pytest.param(
             "[data]\nrot = 'a'\n[student]\nimage_size = 1.5\n[guard]\nworst = 1",

@@ -1,4 +1,7 @@
-"""A second reader, written from runtime/README.md alone with the standard library, against the golden vectors."""
+"""A second reader, written from runtime/README.md alone with the standard library, against the golden vectors.
+
+Only the JPEGs are decoded by Pillow, whose libjpeg-turbo is what that file names.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from vlkd_runtime import Classifier
 from vlkd_runtime.preprocess import PreprocessSpec, prepare
@@ -161,6 +166,49 @@ def test_decoding(path: Path) -> None:
     assert decoded(path.read_bytes()) == as_pixels(*tensors[path.stem])
 
 
+def read_jpeg(data: bytes) -> tuple[int, int, int]:
+    """Columns, rows and orientation, as stored."""
+    position, orientation = 2, 1
+    while True:
+        marker, length = struct.unpack(">HH", data[position : position + 4])
+        content = data[position + 4 : position + 2 + length]
+        if marker == 0xFFE1 and content.startswith(b"Exif"):  # one big-endian entry, as the script writes it
+            orientation = struct.unpack(">H", content[24:26])[0]
+        if marker in (0xFFC0, 0xFFC2):
+            rows, columns = struct.unpack(">HH", content[1:5])
+            return columns, rows, orientation
+        position += 2 + length
+
+
+@pytest.mark.parametrize(
+    ("name", "denominator"),
+    [("whole", 1), ("half", 2), ("half-ink-crop", 2), ("quarter-gray-progressive", 4), ("eighth-turned", 8)],
+)
+def test_decoding_at_a_fraction(name: str, denominator: int) -> None:
+    tensors, metadata = read_safetensors((SPEC / "scaled.safetensors").read_bytes())
+    assert len(metadata) == len(list((SPEC / "scaled").glob("*.jpg"))) == 5
+    path, spec = SPEC / "scaled" / f"{name}.jpg", json.loads(metadata[f"spec.{name}"])
+    columns, rows, orientation = read_jpeg(path.read_bytes())
+    w, h = (rows, columns) if orientation >= 5 else (columns, rows)
+    rw, rh = spec["width"], spec["height"]
+    if spec["resize"] == "crop":
+        w1, h1 = math.floor(rw / spec["crop_fraction"]), math.floor(rh / spec["crop_fraction"])
+        rw, rh = (w * h1 // h, h1) if h1 * w >= w1 * h else (w1, h * w1 // w)
+    k = spec["jpeg_scale"]
+    assert next((d for d in (8, 4, 2) if d * k * rw <= w and d * k * rh <= h), 1) == denominator
+    with Image.open(path) as image:
+        image.draft(None, (columns // denominator, rows // denominator))
+        reduced: Any = [list(row) for row in np.asarray(image.convert("RGB")).tolist()]
+    assert (len(reduced[0]), len(reduced)) == (-(-columns // denominator), -(-rows // denominator))
+    pixels: Any = [[tuple(pixel) for pixel in row] for row in reduced]
+    if orientation == 6:
+        pixels = [row[::-1] for row in transposed(pixels)]
+    elif orientation == 3:
+        pixels = [row[::-1] for row in pixels[::-1]]
+    assert pixels == as_pixels(*tensors[f"reduced.{name}"])
+    assert preprocessed(pixels, spec) == as_pixels(*tensors[f"output.{name}"])
+
+
 def read_archive(data: bytes) -> dict[str, bytes]:
     comment = data[-76:].decode()
     assert comment.startswith("vlkd-sha256:")
@@ -218,14 +266,13 @@ def test_the_script_makes_these_bytes(tmp_path: Path) -> None:
     assert make.preprocess_vectors() == (SPEC / "preprocess.safetensors").read_bytes()
     for name, data in make.images().items():
         assert (SPEC / "decode" / f"{name}.png").read_bytes() == data
+    assert make.scaled_vectors(SPEC / "scaled") == (SPEC / "scaled.safetensors").read_bytes()
     assert make.decode_vectors(SPEC / "decode") == (SPEC / "decode.safetensors").read_bytes()
 
 
 def test_a_pixel_off_would_show() -> None:
     """The second reader is held to the library on an input that is in no file, so that both cannot be stale."""
     make = [[(x * 37 % 256, y * 91 % 256, (x * y) % 256) for x in range(23)] for y in range(17)]
-    import numpy as np
-
     spec = PreprocessSpec(10, 14, "crop", 0.8, "bicubic")
     ours = prepare(np.array(make, np.uint8), spec)
     assert preprocessed(make, dict(spec.to_json())) == [[tuple(p) for p in row] for row in ours.tolist()]
