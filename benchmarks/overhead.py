@@ -1,22 +1,30 @@
-"""What the library costs over what one would write by hand, and against optimum; everything as ratios of pairs.
+"""What the library costs over what one would write by hand, and against optimum; everything as ratios in turns.
 
 Example:
     python benchmarks/overhead.py --optimum-python VENV/bin/python --out benchmarks/results/overhead.json
 
-Three comparisons on networks of about 5 ms of random numbers, both sides in turn:
+On two networks of about 5 ms of random numbers, at 96 and at 224 pixels, all sides in turn:
 
-- ``predict`` on a prepared array against the bare ``InferenceSession.run`` of the same graph, one thread each;
-- ``predict`` on a JPEG file against a hand-written loop of Pillow, numpy and ONNX Runtime, one thread each;
-- ``predict`` of a list of JPEG files against ``ORTModelForImageClassification`` with its image processor, both with
-  their defaults on all processors. Optimum takes its quicker processor and its best batch, found beforehand.
+- ``arrays``: ``predict`` on a prepared array against the bare ``InferenceSession.run`` of the same graph;
+- ``jpeg_by_hand``: ``predict`` on a JPEG file of 640 by 480 against a hand-written loop of Pillow, numpy and ONNX
+  Runtime;
+- ``jpeg_optimum``: ``predict`` of a list of those files against ``ORTModelForImageClassification`` with its image
+  processor, both with their defaults on all processors. Optimum takes its quicker processor and its best batch, found
+  beforehand.
 
-The first two count the CPU time of the process: one thread works on each side, so that on an idle machine this is the
-time that passes, and on a busy one the waiting for others is left out. The third counts the time that passes, because
-work side by side is what it is about; beside it stands what both take with one thread, in CPU time, and how much of
-that is decoding and the network, which nobody can leave out.
+And on the larger network with JPEG files of 1920 by 1080, this library decoding them whole and with ``jpeg_scale``:
 
-Each row says when it was measured and on how busy a machine. Optimum runs in a Python of its own (its packages pin
-others than this project's). Ends with exit code 1 where a bound is missed.
+- ``camera_by_hand`` and ``camera_optimum``: the same two comparisons; the others decode whole, as they do unless told.
+  A hand-written loop may call Pillow's ``draft``, too, and gains the same.
+
+``arrays`` and ``by_hand`` count the CPU time of the process: one thread works on each side, so that on an idle machine
+this is the time that passes, and on a busy one the waiting for others is left out. ``optimum`` counts the time that
+passes, because work side by side is what it is about; beside it stands what both take with one thread, in CPU time, and
+how much of that is decoding and the network, which nobody can leave out.
+
+A record is what one run of one command printed. Each row says what its ``passed`` compares, when it was measured and on
+how busy a machine. Optimum runs in a Python of its own (its packages pin others than this project's). Ends with exit
+code 1 where a bound is missed.
 """
 
 from __future__ import annotations
@@ -27,7 +35,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -44,8 +54,13 @@ from vlkd_runtime.atomic import write_text
 
 # Height and width, convolutions and their channels: what makes 5 ms of each size.
 NETWORKS = ((96, 9, 32), (224, 4, 16))
-ROWS = ("arrays", "jpeg_by_hand", "jpeg_optimum")
-MOST_SHARE, MOST_MS, LEAST_HAND = 0.03, 0.15, 0.95
+ROWS = ("arrays", "jpeg_by_hand", "jpeg_optimum", "camera_by_hand", "camera_optimum")
+MOST_SHARE, MOST_MS, LEAST_HAND, LEAST_SCALED = 0.03, 0.15, 0.95, 1.5
+# Width, height and number of the photographs, and for which network.
+SMALL, CAMERA = (640, 480, 40), (1920, 1080, 12)
+WHOLE = "whole decoding"
+# Ways to decode, each with its ``jpeg_scale``: 1920 by 1080 comes out at 1/2 and at 1/4 for 224 pixels.
+WAYS = {WHOLE: 0, "jpeg_scale 2": 2, "jpeg_scale 1": 1}
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -55,23 +70,26 @@ def seconds(call: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def in_turn(ours: Callable[[int], object], theirs: Callable[[int], object], count: int) -> dict[str, Any]:
-    """Time both sides in turn, which goes first changing each time; medians of the pairs."""
-    pairs = []
-    for index in range(count + count // 10):
-        if index % 2:
-            first = seconds(lambda: theirs(index))  # noqa: B023  (called at once)
-            pairs.append((seconds(lambda: ours(index)), first))  # noqa: B023
-        else:
-            first = seconds(lambda: ours(index))  # noqa: B023
-            pairs.append((first, seconds(lambda: theirs(index))))  # noqa: B023
-    pairs = pairs[count // 10 :]
-    ratios = [theirs / ours for ours, theirs in pairs]
-    gaps = [ours - theirs for ours, theirs in pairs]
+def in_turn(sides: Mapping[str, Callable[[int], object]], count: int) -> dict[str, list[float]]:
+    """Time all sides in turn, which goes first changing each time; a first tenth warms them and is left out."""
+    names = list(sides)
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    warming = count // 10
+    for index in range(count + warming):
+        first = index % len(names)
+        for name in names[first:] + names[:first]:
+            taken[name].append(seconds(lambda: sides[name](index)))  # noqa: B023  (called at once)
+    return {name: values[warming:] for name, values in taken.items()}
+
+
+def compared(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """Medians of what was timed in turn, and of each turn's gap and ratio."""
+    ratios = [other / mine for mine, other in zip(ours, theirs, strict=True)]
+    gaps = [mine - other for mine, other in zip(ours, theirs, strict=True)]
     return {
-        "pairs": len(pairs),
-        "ours_ms": round(statistics.median(ours for ours, _ in pairs) * 1e3, 4),
-        "theirs_ms": round(statistics.median(theirs for _, theirs in pairs) * 1e3, 4),
+        "pairs": len(ratios),
+        "ours_ms": round(statistics.median(ours) * 1e3, 4),
+        "theirs_ms": round(statistics.median(theirs) * 1e3, 4),
         "gap_ms": round(statistics.median(gaps) * 1e3, 4),
         "ratio": round(statistics.median(ratios), 4),
         "ratio_95_percent": median_interval(ratios),
@@ -102,73 +120,152 @@ def by_hand(session: Any, path: Path, side: int) -> tuple[str, float]:
     return NAMES[best], float(probabilities[best])
 
 
-def photographs(folder: Path, count: int) -> list[Path]:
-    """JPEG files of a camera's kind: smooth shapes, some noise, 640 by 480."""
+def photographs(folder: Path, width: int, height: int, count: int) -> list[Path]:
+    """JPEG files of a camera's kind: smooth shapes and some noise."""
     rng = np.random.default_rng(5)
     paths = []
     for index in range(count):
         rough = Image.fromarray(rng.integers(0, 256, (12, 16, 3)).astype(np.uint8))
-        pixels = np.asarray(rough.resize((640, 480), Image.Resampling.BICUBIC)).astype(np.int16)
+        pixels = np.asarray(rough.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
         noisy = np.clip(pixels + rng.normal(0, 4, pixels.shape), 0, 255).astype(np.uint8)
-        paths.append(folder / f"{index}.jpg")
+        paths.append(folder / f"{width}-{index}.jpg")
         Image.fromarray(noisy).save(paths[-1], quality=90)
     return paths
 
 
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """One network and what is asked about it.
+
+    Attributes:
+        side: Height and width of its input.
+        bundles: It, for this library: by the way it decodes JPEGs.
+        session: It, bare.
+        asked: The command line.
+    """
+
+    side: int
+    bundles: dict[str, Path]
+    session: Any
+    asked: argparse.Namespace
+
+    @contextmanager
+    def loaded(self) -> Iterator[dict[str, Classifier]]:
+        """The bundles, one thread each."""
+        with ExitStack() as stack:
+            yield {
+                name: stack.enter_context(Classifier.load(place, engine="ort-cpu", threads=1, cache=None))
+                for name, place in self.bundles.items()
+            }
+
+    def arrays(self) -> dict[str, Any]:
+        """What a call costs beside the network's."""
+        image = np.random.default_rng(0).integers(0, 256, (self.side, self.side, 3)).astype(np.uint8)
+        both = ["embedding", "logits"]
+        with self.loaded() as ours:
+            taken = in_turn(
+                {
+                    "ours": lambda _: ours[WHOLE].predict(image),
+                    "bare": lambda _: self.session.run(both, {"image": image[None]}),
+                },
+                self.asked.pairs,
+            )
+        found = compared(taken["ours"], taken["bare"])
+        share = round(found["gap_ms"] / found["theirs_ms"], 5)
+        return {
+            "passed": share <= MOST_SHARE and found["gap_ms"] <= MOST_MS,
+            "compared": "overhead_share against most_share, and gap_ms against most_ms",
+            **found,
+            "overhead_share": share,
+            "most_share": MOST_SHARE,
+            "most_ms": MOST_MS,
+        }
+
+    def by_hand(
+        self, paths: Sequence[Path], ways: Mapping[str, float], pairs: int
+    ) -> Iterator[dict[str, Any]]:
+        """Compare ways to decode, each with its bound, with one loop by hand: a row for each."""
+        with self.loaded() as ours:
+            sides: dict[str, Callable[[int], object]] = {
+                way: lambda index, way=way: ours[way].predict(paths[index % len(paths)])  # type: ignore[misc]
+                for way in ways
+            }
+            sides["by hand"] = lambda index: by_hand(self.session, paths[index % len(paths)], self.side)
+            taken = in_turn(sides, pairs)
+        for way, least in ways.items():
+            found = compared(taken[way], taken["by hand"])
+            how = "ratio against least_ratio: the loop by hand decodes whole"
+            yield {
+                "ours": way,
+                "passed": found["ratio"] >= least,
+                "compared": how,
+                **found,
+                "least_ratio": least,
+            }
+
+    def optimum(
+        self, name: str, paths: Sequence[Path], ways: Sequence[str], rounds: int
+    ) -> Iterator[dict[str, Any]]:
+        """Compare ways to decode with optimum: a row for each."""
+        folder = self.bundles[WHOLE].with_name(f"{name}{self.side}")
+        bundles = {way: self.bundles[way] for way in ways}
+        found = against_optimum(self.asked.optimum_python, folder, bundles, paths, rounds)
+        for way, row in found.items():
+            yield {"ours": way, **row}
+
+    def rows(self, small: Sequence[Path], camera: Sequence[Path]) -> Iterator[dict[str, Any]]:
+        """Measure what is asked for; the camera's files where there are some."""
+        kinds: dict[str, tuple[str, Callable[[], Iterable[dict[str, Any]]]]] = {
+            "arrays": ("none", lambda: [self.arrays()]),
+            "jpeg_by_hand": (
+                "640 x 480",
+                lambda: self.by_hand(small, {WHOLE: LEAST_HAND}, self.asked.pairs),
+            ),
+            "jpeg_optimum": (
+                "640 x 480",
+                lambda: self.optimum("small", small, [WHOLE], self.asked.rounds),
+            ),
+        }
+        if camera:
+            bounds = {way: LEAST_SCALED if scale else LEAST_HAND for way, scale in WAYS.items()}
+            kinds["camera_by_hand"] = (
+                "1920 x 1080",
+                lambda: self.by_hand(camera, bounds, self.asked.pairs // 5),
+            )
+            kinds["camera_optimum"] = (
+                "1920 x 1080",
+                lambda: self.optimum("camera", camera, [*WAYS], self.asked.rounds),
+            )
+        for name, (size, measured) in kinds.items():
+            if name in self.asked.rows and ("optimum" not in name or self.asked.optimum_python is not None):
+                for row in measured():
+                    yield {
+                        "row": name,
+                        "pixels": f"{self.side} x {self.side}",
+                        "photographs": size,
+                        **row,
+                        "machine": read_machine().describe(),
+                        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                    }
+
+
 def measure(folder: Path, asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Give the rows that are asked for, one after another."""
-    paths = photographs(folder, 40)
-    for number, (side, convolutions, channels) in enumerate(NETWORKS):
-        bundle = tiny_bundle(
-            folder / f"bundle{side}", side=side, convolutions=convolutions, channels=channels
-        )
-        session = session_of((bundle / "model.onnx").read_bytes())
-        with Classifier.load(bundle, engine="ort-cpu", threads=1, cache=None) as classifier:
-            for row, found in one_network(bundle, classifier, session, paths, side, number == 0, asked):
-                yield {
-                    "row": row,
-                    "pixels": f"{side} x {side}",
-                    **found,
-                    "machine": read_machine().describe(),
-                    "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                }
-
-
-def one_network(
-    bundle: Path,
-    classifier: Classifier,
-    session: Any,
-    paths: Sequence[Path],
-    side: int,
-    first: bool,
-    asked: argparse.Namespace,
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of one network: the first two on the first one, where they cost the largest share."""
-    image = np.random.default_rng(0).integers(0, 256, (side, side, 3)).astype(np.uint8)
-    both = ["embedding", "logits"]
-    if first and "arrays" in asked.rows:
-        arrays = in_turn(
-            lambda _: classifier.predict(image),
-            lambda _: session.run(both, {"image": image[None]}),
-            asked.pairs,
-        )
-        share = round(arrays["gap_ms"] / arrays["theirs_ms"], 5)
-        bounds = {"most_share": MOST_SHARE, "most_ms": MOST_MS}
-        passed = share <= MOST_SHARE and arrays["gap_ms"] <= MOST_MS
-        yield "arrays", {"passed": passed, **arrays, "overhead_share": share, **bounds}
-    if first and "jpeg_by_hand" in asked.rows:
-        hand = in_turn(
-            lambda index: classifier.predict(paths[index % len(paths)]),
-            lambda index: by_hand(session, paths[index % len(paths)], side),
-            asked.pairs,
-        )
-        yield "jpeg_by_hand", {"passed": hand["ratio"] >= LEAST_HAND, **hand, "least_ratio": LEAST_HAND}
-    if "jpeg_optimum" in asked.rows and asked.optimum_python is not None:
-        folder = bundle.with_name(f"hf{side}")
-        yield (
-            "jpeg_optimum",
-            against_optimum(asked.optimum_python, folder, bundle, paths, classifier, side, asked.rounds),
-        )
+    """Give the rows of both networks, one after another."""
+    small, camera = photographs(folder, *SMALL), photographs(folder, *CAMERA)
+    for side, convolutions, channels in NETWORKS:
+        bundles = {
+            way: tiny_bundle(
+                folder / f"bundle{side}-{scale}",
+                side=side,
+                convolutions=convolutions,
+                channels=channels,
+                jpeg_scale=scale,
+            )
+            for way, scale in WAYS.items()
+        }
+        session = session_of((bundles[WHOLE] / "model.onnx").read_bytes())
+        largest = side == NETWORKS[-1][0]
+        yield from Bench(side, bundles, session, asked).rows(small, camera if largest else [])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -177,21 +274,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--pairs", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=24)
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
+    parser.add_argument("--rounds", type=int, default=16)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="for a look; not with --out")
     parser.add_argument("--optimum-python", type=Path, help="a Python with optimum-onnx; left out if absent")
-    parser.add_argument("--out", type=Path, help="rows that are there and not measured now are kept")
+    parser.add_argument("--out", type=Path, help="keep the record of a whole run")
     asked = parser.parse_args(arguments)
+    if asked.out is not None and (set(asked.rows) != set(ROWS) or asked.optimum_python is None):
+        parser.error("--out keeps a whole run: give --optimum-python and leave --rows out")
+    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         rows = list(measure(Path(name), asked))
-    if asked.out is not None and asked.out.exists():
-        fresh = {row["row"] for row in rows}
-        rows = [row for row in json.loads(asked.out.read_text())["rows"] if row["row"] not in fresh] + rows
     record = {
         "passed": all(row["passed"] for row in rows),
         "rows": sorted(rows, key=lambda row: ROWS.index(row["row"])),
-        "stand_in": "The networks are a few random convolutions of about 5 ms; the photographs are drawn, 640 by 480.",
-        "command": "python benchmarks/overhead.py --optimum-python PYTHON",
+        "stand_in": "The networks are a few random convolutions of about 5 ms; the photographs are drawn.",
+        "command": (
+            f"python benchmarks/overhead.py --pairs {asked.pairs} --rounds {asked.rounds} --optimum-python PYTHON"
+        ),
+        "seconds": round(time.perf_counter() - start),
         "onnxruntime": onnxruntime.__version__,
     }
     text = json.dumps(record, indent=1)

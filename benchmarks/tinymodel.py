@@ -23,7 +23,9 @@ SCALE, DIM = 20.0, 16
 NAMES = ("cat", "dog", "houseplant")
 
 
-def tiny_bundle(place: Path, *, side: int = 8, convolutions: int = 0, channels: int = 16) -> Path:
+def tiny_bundle(
+    place: Path, *, side: int = 8, convolutions: int = 0, channels: int = 16, jpeg_scale: int = 0
+) -> Path:
     """Write a bundle of two variants whose network is a mean, a projection and a product.
 
     Args:
@@ -31,6 +33,7 @@ def tiny_bundle(place: Path, *, side: int = 8, convolutions: int = 0, channels: 
         side: Height and width of the input.
         convolutions: How many convolutions to put in front, to make it cost something.
         channels: Their width.
+        jpeg_scale: Of the preprocessing.
     """
     rng = np.random.default_rng(11)
     rows = rng.normal(size=(len(NAMES), DIM))
@@ -53,7 +56,7 @@ def tiny_bundle(place: Path, *, side: int = 8, convolutions: int = 0, channels: 
         name="tiny",
         target="desk",
         model=spec,
-        preprocess=PreprocessSpec(side, side),
+        preprocess=PreprocessSpec(side, side, jpeg_scale=jpeg_scale),
         classes=NAMES,
         logit_scale=SCALE,
         golden=tolerance,
