@@ -51,6 +51,7 @@ def spec_of(request: Request, height: int, width: int) -> PreprocessSpec:
         request.resize,  # type: ignore[arg-type]  # the constructor refuses any other text
         request.crop_fraction,
         request.interpolation,  # type: ignore[arg-type]
+        request.jpeg_scale,
     )
 
 
@@ -85,6 +86,8 @@ def adopted_model(
     }
     if request.normalise == "auto":
         inputs["images"] = content_key(_for_detection(usable))
+        # The size is the model's.
+        inputs["preprocess"] = spec_of(request, 1, 1).to_json()
     stage = workspace.stage("adopt", inputs | versions("onnx", "onnxruntime", "vlkd-edge"), work)
     told = json.loads((stage.folder / "adopted.json").read_text())
     said = told.pop("input")

@@ -60,6 +60,7 @@ class Request:
         resize: how images are brought to size.
         crop_fraction: share of the resized image the crop covers.
         interpolation: filter of the resizing.
+        jpeg_scale: how much of a JPEG is decoded, as `vlkd_runtime.PreprocessSpec` has it.
         calibration_images: how many set the scales.
         coverage: whether they are chosen to cover the embedding space instead of evenly at random.
         budget: what may be lost.
@@ -88,6 +89,7 @@ class Request:
     resize: str = "squash"
     crop_fraction: float = 1.0
     interpolation: str = "bilinear"
+    jpeg_scale: int = 0
     calibration_images: int = 256
     coverage: bool = False
     budget: GuardBudget = dataclasses.field(default_factory=GuardBudget)

@@ -366,6 +366,7 @@ def test_a_model_that_is_quantized_already_is_refused(model: Path, data: Path, t
         pytest.param({"mean": (), "std": (), "normalise": "nose"}, "found 'nose'", id="unknown one"),
         pytest.param({"candidates": ("fp16",)}, "for tensorrt only", id="wrong dialect"),
         pytest.param({"candidates": ("fp8",), "target": "jetson"}, "needs FP8, and jetson-orin", id="no FP8"),
+        pytest.param({"jpeg_scale": 17}, "jpeg_scale must be an integer from 0 to 16", id="jpeg scale"),
         pytest.param({"held_out": ("dusk",)}, "names the domain 'dusk'", id="unknown domain"),
         pytest.param({"target": "toaster"}, "Unknown target 'toaster'", id="unknown target"),
         pytest.param({"classes": ("red", "green")}, "3 logits, and .* has 2 classes", id="classes"),

@@ -171,6 +171,9 @@ def compress(
     resize: Annotated[str, typer.Option(help="How images are brought to size: squash or crop.")] = "squash",
     crop_fraction: Annotated[float, typer.Option(help="Share of the image that the crop covers.")] = 1.0,
     interpolation: Annotated[str, typer.Option(help="bilinear or bicubic.")] = "bilinear",
+    jpeg_scale: Annotated[
+        int, typer.Option(help="Decode JPEGs reduced, as far as this many input sizes are left; 0 for whole.")
+    ] = 0,
     budget_worst: Annotated[float, typer.Option(help="Points any held-out domain may drop.")] = 1.0,
     budget_mean: Annotated[float, typer.Option(help="Points their mean may drop.")] = 0.5,
     confidence: Annotated[float, typer.Option(help="Of the bounds.")] = 0.95,
@@ -223,6 +226,7 @@ def compress(
         resize=resize,
         crop_fraction=crop_fraction,
         interpolation=interpolation,
+        jpeg_scale=jpeg_scale,
         calibration_images=calibration_images,
         coverage=coverage,
         budget=GuardBudget(worst_points=budget_worst, mean_points=budget_mean, confidence=confidence),
