@@ -67,6 +67,21 @@ def same(store: pixels.PixelStore, other: pixels.PixelStore) -> None:
         np.testing.assert_array_equal(store.pixels[row], other.pixels[row_of[sample.image]])
 
 
+def test_jpegs_in_shards_and_in_folders_are_reduced_alike(tmp_path: Path) -> None:
+    spec = PreprocessSpec(6, 5, jpeg_scale=1)
+    for seed, name in enumerate(CLASSES):
+        (tmp_path / "data" / "photo" / name).mkdir(parents=True)
+        (tmp_path / "data" / "photo" / name / "0.jpg").write_bytes(picture(seed, "jpg", (60, 70)))
+    found = data.scan(tmp_path / "data")
+    (tmp_path / "store").mkdir()
+    folder = pixels.build(tmp_path / "store", found.samples, spec, lambda _: None)
+    shards = webdata.write_shards(found.samples, found.classes, tmp_path / "shards", 2)
+    same(webdata.import_shards(shards, spec, tmp_path / "imported").store, folder)
+    for sample, row in zip(folder.samples, folder.pixels, strict=True):
+        np.testing.assert_array_equal(row, prepare(sample.path, spec))
+        assert not np.array_equal(row, prepare(sample.path, SPEC))
+
+
 @pytest.mark.parametrize("per_shard", [1, 7, 1000])
 @pytest.mark.parametrize("packed", [False, True], ids=["tar", "gz"])
 def test_shards_give_the_store_of_their_folder(tmp_path: Path, per_shard: int, packed: bool) -> None:
