@@ -247,7 +247,7 @@ def _copy(source: OpenClipTeacher, image_size: int) -> Any:
     if hasattr(visual, "output_tokens"):
         visual.output_tokens = False  # some models hand the patches to a caption decoder as well
     size = (image_size, image_size)
-    if source._size == size:
+    if source.image_size == size:
         return visual
     try:
         if takes_visual_prompts(visual):
@@ -255,7 +255,7 @@ def _copy(source: OpenClipTeacher, image_size: int) -> Any:
             visual.positional_embedding = _resized(visual.positional_embedding, visual.grid_size, grid)
             visual.grid_size = grid
         elif hasattr(visual, "attnpool"):
-            old, new = (side // 32 for side in (source._size[0], image_size))
+            old, new = (side // 32 for side in (source.image_size[0], image_size))
             pool = visual.attnpool
             pool.positional_embedding = _resized(pool.positional_embedding, (old, old), (new, new))
         elif hasattr(visual, "set_input_size") and hasattr(visual.trunk, "set_input_size"):
@@ -290,6 +290,6 @@ def _as_head(head: nn.Module) -> nn.Linear:
 def _size_error(source: OpenClipTeacher, image_size: int, error: Exception) -> ConfigError:
     msg = (
         f"The image tower of '{source.name}' cannot take images of {image_size} pixels (student.image_size): "
-        f"{first_line(error)}. Choose another size; its own is {source._size[0]}."
+        f"{first_line(error)}. Choose another size; its own is {source.image_size[0]}."
     )
     return ConfigError(msg)

@@ -268,8 +268,8 @@ class PromptedTeacher:
 
 def normalised(teacher: OpenClipTeacher, views: Tensor) -> Tensor:
     """Views ``(N, 3, H, W)`` in 0 to 1 as the teacher's image tower takes them, at its own size."""
-    if tuple(views.shape[-2:]) != teacher._size:
-        views = F.interpolate(views, teacher._size, mode="bilinear", antialias=True, align_corners=False)
+    if tuple(views.shape[-2:]) != teacher.image_size:
+        views = F.interpolate(views, teacher.image_size, mode="bilinear", antialias=True, align_corners=False)
     return (views - teacher._mean) / teacher._std
 
 

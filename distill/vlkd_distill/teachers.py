@@ -54,7 +54,11 @@ class Teacher(Protocol):
 
 
 class OpenClipTeacher:
-    """Any open_clip model: a hub name, or a folder with its config and weights."""
+    """Any open_clip model: a hub name, or a folder with its config and weights.
+
+    Attributes:
+        image_size: height and width in pixels that its image network takes.
+    """
 
     def __init__(self, name: str, model: nn.Module, preprocess: Any, tokenizer: Any) -> None:
         self.name = name
@@ -63,7 +67,7 @@ class OpenClipTeacher:
         self._tokenizer = tokenizer
         visual: Any = model.visual
         size = visual.image_size
-        self._size = (size, size) if isinstance(size, int) else tuple(size)
+        self.image_size = (size, size) if isinstance(size, int) else tuple(size)
         self._mean = torch.tensor(visual.image_mean).view(1, 3, 1, 1)
         self._std = torch.tensor(visual.image_std).view(1, 3, 1, 1)
         self.logit_scale = float(model.logit_scale.exp())  # type: ignore[operator]
@@ -116,8 +120,10 @@ class OpenClipTeacher:
     @torch.no_grad()
     def embed_views(self, views: Tensor) -> Tensor:
         """Embed augmented views ``(N, 3, H, W)``, float32 in 0 to 1: unit rows ``(N, D)``, no gradient."""
-        if tuple(views.shape[-2:]) != self._size:
-            views = F.interpolate(views, self._size, mode="bilinear", antialias=True, align_corners=False)
+        if tuple(views.shape[-2:]) != self.image_size:
+            views = F.interpolate(
+                views, self.image_size, mode="bilinear", antialias=True, align_corners=False
+            )
         return self._encode((views - self._mean) / self._std)
 
     def _encode(self, batch: Tensor) -> Tensor:
