@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import NoSensor
+from .nvml import open_library
 
 UNSEEN = (
     "NVML lists no memory for the measuring processes: the driver does not tell, or they are in a container whose "
@@ -61,16 +62,9 @@ def find_device_memory(
         return NoSensor(("the model does not run on a GPU",))
     if (root / "etc/nv_tegra_release").exists():
         return NoSensor(("a Jetson's GPU has no memory of its own: it shares the main memory",))
-    if library is None:
-        try:
-            import pynvml
-        except ImportError:
-            return NoSensor(("NVML: the package nvidia-ml-py is not installed",))
-        library = pynvml
-    try:
-        library.nvmlInit()
-    except library.NVMLError as error:
-        return NoSensor((f"NVML: {error}",))
+    library = open_library(library)
+    if isinstance(library, NoSensor):
+        return library
     try:
         return DeviceMemory(library)
     except library.NVMLError as error:

@@ -45,13 +45,8 @@ class Nvml:
         self._library.nvmlShutdown()
 
 
-def open_nvml(library: Any = None, index: int = 0) -> Nvml | NoSensor:
-    """Open one GPU.
-
-    Args:
-        library: The module ``pynvml``, or one like it in tests; imported if None.
-        index: Which GPU.
-    """
+def open_library(library: Any = None) -> Any:
+    """Start NVML: the module ``pynvml``, or one like it in tests; or a `NoSensor` that says why not."""
     if library is None:
         try:
             import pynvml
@@ -62,6 +57,19 @@ def open_nvml(library: Any = None, index: int = 0) -> Nvml | NoSensor:
         library.nvmlInit()
     except library.NVMLError as error:
         return NoSensor((f"NVML: {error}",))
+    return library
+
+
+def open_nvml(library: Any = None, index: int = 0) -> Nvml | NoSensor:
+    """Open one GPU.
+
+    Args:
+        library: The module ``pynvml``, or one like it in tests; imported if None.
+        index: Which GPU.
+    """
+    library = open_library(library)
+    if isinstance(library, NoSensor):
+        return library
     try:
         sensor = Nvml(library, index)
     except library.NVMLError as error:
