@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from vlkd_edge.__main__ import main
 from vlkd_runtime import Classifier, PreprocessSpec
 from vlkd_runtime.bundle import pack, write_bundle
 from vlkd_runtime.golden import Golden
-from vlkd_runtime.manifest import GoldenTolerance, ManifestDraft, ModelSpec
+from vlkd_runtime.manifest import GoldenTolerance, ManifestDraft, ModelSpec, Variant, variant_file
 from vlkd_runtime.vectors import ClassVectors
 
 SPEC = StudentSpec("resnet10t", 32, "none", 0, {"channels": [8, 16, 16, 32], "stem_width": 8})
@@ -44,25 +46,48 @@ def export_small(network: students.Deployable, vectors: ClassVectors, path: Path
     return path
 
 
-def pack_small(root: Path, model: Path, vectors: ClassVectors, precision: str = "float32") -> Path:
-    """Make a bundle of a graph that was exported so; its archive lies beside it."""
+def pack_small(
+    root: Path,
+    model: Path,
+    vectors: ClassVectors,
+    precision: str = "float32",
+    dialect: str = "onnx",
+    further: Mapping[str, tuple[Path, str]] = MappingProxyType({}),
+) -> Path:
+    """Make a bundle of graphs that were exported so; its archive lies beside it.
+
+    ``further`` gives the graph and the dialect of each further variant, whose name begins with its precision.
+    """
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    with Classifier.from_model(model, SMALL, vectors.names, logit_scale=10.0) as classifier:
-        outputs = classifier.infer(images)
+
+    def answers(graph: Path) -> tuple[Any, Any]:
+        with Classifier.from_model(graph, SMALL, vectors.names, logit_scale=10.0) as classifier:
+            outputs = classifier.infer(images)
+        return outputs.embedding, outputs.logits
+
+    exact = GoldenTolerance(0.9999, 0.01)
+    first = ModelSpec(precision, dialect, export.OPSET, (1, 32, 32, 3), (1, 8), (1, 3))
+    specs = {
+        name: dataclasses.replace(first, precision=name.split("-")[0], dialect=kind)
+        for name, (_, kind) in further.items()
+    }
     draft = ManifestDraft(
         name="tiny",
         target="jetson-orin-nano",
-        model=ModelSpec(precision, "onnx", export.OPSET, (1, 32, 32, 3), (1, 8), (1, 3)),
+        model=first,
         preprocess=SMALL,
         classes=vectors.names,
         logit_scale=10.0,
-        golden=GoldenTolerance(0.9999, 0.01),
+        golden=exact,
         stand_in="An untrained network stands in for a student.",
+        further=tuple(Variant.further(name, spec, exact) for name, spec in specs.items()),
     )
+    golden = Golden(images, *answers(model), {name: answers(graph) for name, (graph, _) in further.items()})
     files = {
         "model.onnx": model,
+        **{variant_file(name): graph for name, (graph, _) in further.items()},
         "class_vectors.safetensors": vectors.to_bytes(),
-        "golden.safetensors": Golden(images, outputs.embedding, outputs.logits).to_bytes(),
+        "golden.safetensors": golden.to_bytes(),
         "evidence.json": b"{}\n",
     }
     folder = write_bundle(root / "bundle", draft, files)

@@ -18,14 +18,21 @@ def preflight(
         str | None, typer.Option(help="Device; see 'vlkd-edge targets'. A bundle's own, or jetson.")
     ] = None,
     targets_file: TargetsFile = None,
+    variant: Annotated[
+        str | None,
+        typer.Option(help="The only graph of a bundle to check; each that the target runs if absent."),
+    ] = None,
     dla: Annotated[
         bool, typer.Option("--dla", help="It is meant for the deep learning accelerator.")
     ] = False,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds the builder may take.")] = 120.0,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds the builder may take for a graph.")] = 120.0,
     rules: Annotated[bool, typer.Option("--rules", help="List the rules with reasons and sources.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Hold a graph against a target's rules, then show it to a real parser and builder; no GPU is needed."""
+    """Hold a graph against a target's rules, then show it to a real parser and builder; no GPU is needed.
+
+    Of a bundle, each variant that the target would run. The exit code is 0 only where all of them pass.
+    """
     from .. import preflighting, targets
 
     if rules:
@@ -40,6 +47,7 @@ def preflight(
         lambda name: targets.find(name, own),
         target,
         timeout,
+        variant=variant,
         accelerator=dla,
         as_json=as_json,
         console=stdout(),
