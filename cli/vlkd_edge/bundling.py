@@ -30,7 +30,7 @@ from .targets import Target
 
 # Another engine rounds otherwise than ONNX Runtime's CPU provider does. It may be about as far from these
 # outputs as they are from the float graph's, and no further than what a wrong engine would show.
-_MIN_COSINE = {"int8": 0.98, "float16": 0.999, "float32": 0.9999}
+_MIN_COSINE = {"int8": 0.98, "float8": 0.98, "float16": 0.999, "float32": 0.9999}
 _SMALLEST_GAP_SHARE, _LARGEST_GAP_SHARE = 0.005, 0.03
 
 
@@ -62,6 +62,7 @@ def write(ship: Shipping, target: Target, facts: Facts, train: Sequence[Sample],
     held_out = ship.config.data.held_out
     along = {item.name: item.model for item in facts.further if item.model is not None}
     samples, gaps = golden(ship, chosen.candidate.path, facts.compressed.floating, along, train)
+    sparse = {name: _sparse_ops(facts, path) for name, path in (("", chosen.candidate.path), *along.items())}
     model = ModelSpec(
         precision=kind,
         dialect=target.dialect,
@@ -69,13 +70,16 @@ def write(ship: Shipping, target: Target, facts: Facts, train: Sequence[Sample],
         image=(1, ship.spec.height, ship.spec.width, 3),
         embedding=(1, int(vectors.vectors.shape[1])),
         logits=(1, len(vectors.names)),
-        plan=Plan(int8_ops=_int8_ops(chosen.candidate.path)),
+        # Eight-bit floats are dequantized, too, and are no INT8 for an engine to show.
+        plan=Plan(
+            int8_ops=0 if kind == "float8" else _int8_ops(chosen.candidate.path), sparse_ops=sparse[""]
+        ),
     )
     # The further ones come along for engines that the first would only slow down.
     further = tuple(
         Variant.further(
             name,
-            dataclasses.replace(model, precision=name, dialect="onnx", plan=Plan()),
+            dataclasses.replace(model, precision=name, dialect="onnx", plan=Plan(sparse_ops=sparse[name])),
             _tolerance(name, gaps[name], scale),
         )
         for name in along
@@ -176,6 +180,16 @@ def _engines(facts: Facts, variants: Sequence[Variant]) -> dict[PrebuiltEngine, 
             engine = PrebuiltEngine("rtx", suited.variant.name, "tensorrt-rtx", str(found["engine_version"]))
             return {engine: Path(found["engine_file"])}
     return {}
+
+
+def _sparse_ops(facts: Facts, model: Path) -> int:
+    """Count the layers whose zeros TensorRT can skip, in a network that was trained to have them."""
+    from vlkd_compress.graph import load
+    from vlkd_compress.prune.sparsegraph import count_sparse
+
+    best = facts.compressed.climb.best
+    meant = best is not None and best.made.pruned is not None and best.made.pruned.sparse_layers > 0
+    return len(count_sparse(load(model)).sparse) if meant else 0
 
 
 def _int8_ops(model: Path) -> int:

@@ -21,7 +21,6 @@ from vlkd_compress.calibration import CalibrationImages, refuse_held_out
 from vlkd_compress.fused import FusedCount, count_fused
 from vlkd_compress.guard import Candidate
 from vlkd_compress.ladder import Climb, Limits, Made, Rung, climb, plan
-from vlkd_compress.plain_engine import open_for_accuracy
 from vlkd_compress.prune.settings import Pruned
 from vlkd_compress.ranking import Group, Ranking, RankingImages, is_for_ranking, rank
 from vlkd_compress.recipes import Dialect, Recipe, make
@@ -30,6 +29,7 @@ from vlkd_distill.data import content_key
 from vlkd_distill.datacontract import forbid
 from vlkd_runtime import Classifier
 from vlkd_runtime.atomic import write_text
+from vlkd_runtime.engines import open_engine
 from vlkd_runtime.errors import CalibrationError, ConfigError, RefusalError
 from vlkd_runtime.preprocess import PreprocessSpec, prepare
 from vlkd_runtime.targets import Target
@@ -274,7 +274,7 @@ class Climber:
         asked = tuple(by_name[image] for image in images)
 
         def work(folder: Path) -> None:
-            engine = open_for_accuracy(model, threads=2)
+            engine = open_engine(model, engine="ort-cpu", threads=2)
             with (
                 Classifier(engine, task.spec, task.names, logit_scale=task.logit_scale) as classifier,
                 self.live.task(f"evaluating {name}", len(asked)) as advance,

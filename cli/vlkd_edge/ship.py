@@ -38,6 +38,10 @@ from .progress import Live
 from .stages import StageResult, Workspace, versions
 
 GOLDEN_IMAGES = 8
+_PRECISIONS = {
+    "fp16": "float16",
+    "fp8": "float8",
+}  # by the word in a candidate's name; all others are integers
 PREFLIGHT_PACKAGES = ("onnxruntime-ep-nv-tensorrt-rtx-cu13", "tensorrt-cu13-bindings", "onnxruntime", "onnx")
 
 
@@ -202,8 +206,9 @@ def compress(
 
 
 def precision(candidate: Candidate) -> str:
-    """Precision of a candidate's weights, as the manifest names it."""
-    return "float16" if "fp16" in candidate.name.split("-") else "int8"
+    """Precision of most of a candidate's weights, as the manifest names it."""
+    words = candidate.name.split("-")
+    return next((name for word, name in _PRECISIONS.items() if word in words), "int8")
 
 
 def preflight(ship: Shipping, compressed: Compressed) -> Mapping[str, Any] | None:

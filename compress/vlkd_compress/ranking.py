@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from vlkd_runtime.engines import open_engine
 from vlkd_runtime.errors import GuardError
 
 from .calibrated import Calibration
 from .graph import CONVOLUTIONS, WEIGHTED, Graph
-from .plain_engine import open_for_accuracy
 from .recipes import Recipe, make
 
 MOST_GROUPS = 20
@@ -189,7 +189,7 @@ def flips(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64]) -> fl
 
 def run(model: Path, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """Return the logits ``(N, C)`` of prepared images: what a candidate computes, not how fast."""
-    engine = open_for_accuracy(model)
+    engine = open_engine(model, engine="ort-cpu")
     try:
         return np.concatenate([engine.run(images[i : i + 1]).logits for i in range(len(images))])
     finally:

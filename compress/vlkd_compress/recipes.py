@@ -108,11 +108,6 @@ class Recipe:
             return (words[self.kind],)
         return words[self.kind], f"{len(self.keep_float)} of {self.layers} layers kept in float"
 
-    @property
-    def precision(self) -> Literal["int8", "float16"]:
-        """The precision of most weights, as a bundle's manifest names it."""
-        return "float16" if self.kind == "fp16" else "int8"
-
 
 def make(recipe: Recipe, calibration: Calibration, out: Path) -> QuantizationReport | HalfReport:
     """Write what a recipe makes of a graph.

@@ -5,6 +5,7 @@ Letters: N images, H rows, W columns, D sizes of the joint space, C classes.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -108,13 +109,8 @@ class Classifier(VocabularyOwner):
             place = given.cache or default_cache()
         else:
             place = None if cache is None else prepare_cache(Path(cache))
-        chosen = EngineOptions(
-            given.threads if threads is None else threads,
-            place,
-            given.device,
-            given.dla_core,
-            given.workspace_bytes,
-            given.cuda_graph,
+        chosen = dataclasses.replace(
+            given, threads=given.threads if threads is None else threads, cache=place
         )
         loaded = load_engine(opened, engine=engine, variant=variant, options=chosen, self_test=self_test)
         manifest = opened.manifest

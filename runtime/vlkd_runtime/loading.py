@@ -111,6 +111,8 @@ def _open_and_test(
     bundle: Bundle, name: str, suited: Suited, options: EngineOptions, self_test: SelfTest
 ) -> tuple[OpenedEngine, Execution | None, dict[str, object]]:
     data = bundle.files[suited.variant.file]
+    if suited.variant.model.plan.sparse_ops:
+        options = dataclasses.replace(options, sparse_weights=True)
     loaded = open_engine(data, engine=name, options=options, prebuilt=_prebuilt(bundle, name, suited))
     try:
         if self_test == "never":

@@ -64,14 +64,18 @@ class Plan:
     Attributes:
         int8_ops: Convolutions and linear layers that the desk quantized.
         dla_share: Least share of the layers that must run on a deep learning accelerator.
+        sparse_ops: Convolutions and linear layers whose weights are 2:4 sparse.
     """
 
     int8_ops: int = 0
     dla_share: float = 0.0
+    sparse_ops: int = 0
 
     def to_json(self) -> dict[str, JsonValue]:
         """Give the fields as a JSON object."""
-        return {"int8_ops": self.int8_ops, "dla_share": float(self.dla_share)}
+        plan: dict[str, JsonValue] = {"int8_ops": self.int8_ops, "dla_share": float(self.dla_share)}
+        # Left out where it is 0, for readers that do not know it.
+        return plan | ({"sparse_ops": self.sparse_ops} if self.sparse_ops else {})
 
 
 @dataclass(frozen=True, slots=True)

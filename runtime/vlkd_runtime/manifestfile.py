@@ -162,7 +162,9 @@ def _tolerance(fields: Fields, logit_scale: float) -> GoldenTolerance:
 
 
 def _plan(fields: Fields) -> Plan:
-    plan = Plan(fields.integer("int8_ops", 0, 1_000_000), fields.number("dla_share", 0.0, 1.0))
+    # May be absent; written as 0 it would have two forms.
+    sparse = fields.integer("sparse_ops", 1, 1_000_000) if "sparse_ops" in fields.left() else 0
+    plan = Plan(fields.integer("int8_ops", 0, 1_000_000), fields.number("dla_share", 0.0, 1.0), sparse)
     fields.finish()
     return plan
 

@@ -29,7 +29,8 @@ _CHILDREN: dict[str, dict[int, str]] = {
     "SparseTensor": {1: "Tensor", 2: "Tensor"},
     "Tensor": {},
 }
-_EXTERNAL_DATA, _DATA_LOCATION = 13, 14
+_DATA_TYPE, _EXTERNAL_DATA, _DATA_LOCATION = 2, 13, 14
+_FLOAT8 = range(17, 21)  # E4M3 and E5M2, each in two kinds
 _DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 10: "float16", 11: "float64"}
 _DEEPEST = 64
 
@@ -95,6 +96,24 @@ def count_operators(data: bytes, *, where: str) -> Counter[str]:
     except _Malformed as error:
         _refuse(where, f"it is no ONNX model: {error}")
     return counts
+
+
+def holds_float8(data: bytes, *, where: str) -> bool:
+    """Tell whether a weight or a zero point of the main graph is an 8-bit float.
+
+    Raises:
+        BundleError: Not an ONNX model.
+    """
+    try:
+        return any(
+            dict(_fields(_block(tensor))).get(_DATA_TYPE) in _FLOAT8
+            for number, graph in _fields(memoryview(data))
+            if number == 7
+            for kind, tensor in _fields(_block(graph))
+            if kind == 5
+        )
+    except _Malformed as error:
+        _refuse(where, f"it is no ONNX model: {error}")
 
 
 def keeps_weights_outside(data: bytes, *, where: str) -> bool:

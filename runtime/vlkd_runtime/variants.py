@@ -17,7 +17,8 @@ from .engines.base import Execution
 from .errors import ConfigError, FallbackError, UnavailableError
 from .manifest import Variant
 
-_TENSORRT_INT8, _CPU_INT8, _FP16, _FP32 = "INT8 for TensorRT", "INT8 for the CPU", "float16", "float32"
+_TENSORRT_INT8, _CPU_INT8 = "INT8 for TensorRT", "INT8 for the CPU"
+_FP8, _FP16, _FP32 = "FP8 for TensorRT", "float16", "float32"
 
 # For each engine, best first. What is not there is refused by the engine.
 _ORDER: dict[str, tuple[tuple[str, str], ...]] = {
@@ -26,20 +27,24 @@ _ORDER: dict[str, tuple[tuple[str, str], ...]] = {
         (_FP32, "what the CPU provider is fastest at without INT8 of its own"),
         (_TENSORRT_INT8, "the CPU provider runs it, but fuses only part of it and is slower than in float32"),
         (_FP16, "the CPU provider runs it, with conversions around each operator"),
+        (_FP8, "the CPU provider computes it in float between the conversions, for checking only"),
     ),
     "ort-cuda": (
         (_FP16, "half the memory traffic of float32"),
         (_FP32, "exact, and slower than float16"),
         (_TENSORRT_INT8, "the CUDA provider computes it in float between the conversions"),
         (_CPU_INT8, "the CUDA provider computes it in float between the conversions"),
+        (_FP8, "the CUDA provider computes it in float between the conversions"),
     ),
     "ort-tensorrt-rtx": (
         (_FP16, "TensorRT for RTX has no INT8 convolutions"),
         (_FP32, "exact, and slower than float16"),
+        (_FP8, "TensorRT for RTX takes it where the GPU has it, and nobody timed that"),
         (_TENSORRT_INT8, "TensorRT for RTX has no INT8 convolutions and computes it in float"),
     ),
     "ort-tensorrt": (
         (_TENSORRT_INT8, "TensorRT fuses it whole"),
+        (_FP8, "TensorRT runs it on tensor cores that have FP8"),
         (_FP16, "TensorRT runs it on tensor cores"),
         (_FP32, "exact, and the slowest here"),
     ),
@@ -100,6 +105,8 @@ def kind_of(variant: Variant) -> str:
     precision = variant.model.precision
     if precision.startswith("int8"):
         return _TENSORRT_INT8 if variant.model.dialect.startswith("tensorrt") else _CPU_INT8
+    if precision.startswith(("float8", "fp8")):
+        return _FP8
     return _FP16 if precision in ("float16", "fp16") else _FP32
 
 

@@ -9,9 +9,11 @@ from typing import Any, cast
 
 import pytest
 
+from vlkd_compress.guard import Candidate
 from vlkd_compress.preflight import run_preflight
 from vlkd_edge import bundling
 from vlkd_edge.further import Further, wanted
+from vlkd_edge.ship import precision
 from vlkd_edge.targets import find
 from vlkd_runtime import Bundle, Classifier
 from vlkd_runtime.bundle import write_bundle
@@ -19,6 +21,20 @@ from vlkd_runtime.errors import ConfigError
 from vlkd_runtime.manifest import GoldenTolerance, ManifestDraft, Variant
 
 TOLERANCE = GoldenTolerance(0.99, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("int8-percentile", "int8"),
+        ("fp8-float2-abcd", "float8"),
+        ("macs60-fp16", "float16"),
+        ("macs60-2in4-fp8", "float8"),
+        ("weights4", "int8"),
+    ],
+)
+def test_the_manifest_calls_weights_by_what_they_are(name: str, kind: str) -> None:
+    assert precision(Candidate(name, Path("model.onnx"), ())) == kind
 
 
 def test_an_engine_built_ahead_of_time_is_a_file_of_the_bundle(bundle: Path, tmp_path: Path) -> None:

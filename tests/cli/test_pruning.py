@@ -83,6 +83,8 @@ def test_the_bundle_holds_one_network_in_two_precisions(
         assert classifier.infer(bundle.golden.images[:1]).logits.shape == (1, 16)
     sparse = count_sparse(load(out / "bundle" / "model.onnx")).sparse
     assert len(sparse) >= ladder["candidates"][0]["pruned"]["sparse_layers"]
+    # TensorRT looks for the zeros only where the manifest says that there are some.
+    assert all(variant.model.plan.sparse_ops == len(sparse) for variant in bundle.manifest.variants)
 
 
 def test_the_torch_student_is_the_one_that_ships(built: tuple[Path, Outcome, Mapping[str, Any]]) -> None:

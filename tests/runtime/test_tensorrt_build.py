@@ -10,7 +10,8 @@ import pytest
 
 from vlkd_runtime.engines import building
 from vlkd_runtime.engines.base import EngineOptions
-from vlkd_runtime.engines.building import run_build
+from vlkd_runtime.engines.building import engine_identity, run_build
+from vlkd_runtime.engines.cuda import Gpu
 from vlkd_runtime.engines.tensorrt_build import configure, give_timing, is_typed, network_flags
 from vlkd_runtime.errors import BundleError, UnavailableError
 
@@ -37,7 +38,7 @@ class Version:
         DLA = 1
 
     class BuilderFlag:
-        FP16, INT8, GPU_FALLBACK = 0, 1, 2
+        FP16, INT8, GPU_FALLBACK, SPARSE_WEIGHTS = 0, 1, 2, 3
 
 
 @pytest.mark.parametrize(
@@ -79,6 +80,19 @@ def test_accelerators(version: str, flags: list[int]) -> None:
     assert (config.flags, config.default_device_type, config.DLA_core, config.pool) == (flags, 1, 0, (0, 99))
     problem = configure(Version(version), builder, Config(), {**request, "dla_core": 1})
     assert problem == "expected a deep learning accelerator with number 1, found 1 of them"
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_zeros_are_looked_for_where_there_are_any(sparse: bool) -> None:
+    config: Any = Config()
+    assert configure(Version("10.7.0"), None, config, {"sparse_weights": sparse}) == ""
+    assert config.flags == [3] * sparse
+    gpu = Gpu("Fake Orin", "8.7", True, True, "12.6")
+    dense, other = (
+        engine_identity(b"m", "tensorrt", "10.7.0", gpu, EngineOptions(sparse_weights=value))
+        for value in (False, sparse)
+    )
+    assert (dense != other) == sparse
 
 
 def test_a_timing_cache_that_is_refused_starts_anew() -> None:
@@ -145,7 +159,7 @@ def test_the_real_builder_builds(tiny: Any, real_tensorrt: dict[str, str]) -> No
         tiny.files["model.onnx"],
         b"",
         "tensorrt_bindings",
-        EngineOptions(workspace_bytes=64 << 20),
+        EngineOptions(workspace_bytes=64 << 20, sparse_weights=True),
         environment=real_tensorrt,
         timeout_s=300,
     )

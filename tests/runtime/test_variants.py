@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vlkd_runtime import Bundle, Classifier
+from vlkd_runtime import Bundle, Classifier, loading
 from vlkd_runtime.bundle import pack, write_bundle
-from vlkd_runtime.engines import ENGINE_NAMES
-from vlkd_runtime.engines.base import Execution
+from vlkd_runtime.engines import ENGINE_NAMES, open_engine
+from vlkd_runtime.engines.base import EngineOptions, Execution
 from vlkd_runtime.errors import BundleError, ConfigError, FallbackError, SelfTestError, UnavailableError
 from vlkd_runtime.manifest import GoldenTolerance, Plan, PrebuiltEngine, Variant
 from vlkd_runtime.variants import Suited, check_plan, kind_of, rank_variants
@@ -92,18 +92,21 @@ def test_a_variant_that_fails_gives_way_to_the_next(several: Path, tiny: Any, tm
         Classifier.load(several, variant="fp4")
 
 
-KINDS = (("int8", "tensorrt-qdq"), ("int8", "onnxruntime-qdq"), ("float16", "onnx"), ("float32", "onnx"))
+KINDS = (
+    *(("int8", "tensorrt-qdq"), ("int8", "onnxruntime-qdq"), ("float16", "onnx"), ("float32", "onnx")),
+    ("float8", "tensorrt-qdq"),
+)
 
 
 @pytest.mark.parametrize(
     ("engine", "order"),
     [
-        ("ort-cpu", [1, 3, 0, 2]),
-        ("ort-cuda", [2, 3, 0, 1]),
-        ("ort-tensorrt", [0, 2, 3]),
-        ("tensorrt", [0, 2, 3]),
-        ("ort-tensorrt-rtx", [2, 3, 0]),
-        ("tensorrt-rtx", [2, 3, 0]),
+        ("ort-cpu", [1, 3, 0, 2, 4]),
+        ("ort-cuda", [2, 3, 0, 1, 4]),
+        ("ort-tensorrt", [0, 4, 2, 3]),
+        ("tensorrt", [0, 4, 2, 3]),
+        ("ort-tensorrt-rtx", [2, 3, 4, 0]),
+        ("tensorrt-rtx", [2, 3, 4, 0]),
     ],
 )
 def test_order(engine: str, order: list[int], tiny: Any) -> None:
@@ -120,6 +123,27 @@ def test_every_engine_has_an_order(tiny: Any) -> None:
     with pytest.raises(UnavailableError, match="takes none of the bundle's variants, which are int8-on"):
         rank_variants([described(tiny, *KINDS[1])], "tensorrt")
     assert kind_of(described(tiny, "fp16")) == "float16"
+
+
+def test_an_engine_looks_for_zeros_where_the_bundle_says_there_are(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def opened(*arguments: Any, options: EngineOptions, **more: Any) -> Any:
+        asked.append(options.sparse_weights)
+        return open_engine(*arguments, options=options, **more)
+
+    monkeypatch.setattr(loading, "open_engine", opened)
+    for count in (0, 3):
+        model = dataclasses.replace(tiny.draft.model, plan=Plan(sparse_ops=count))
+        place = write_bundle(
+            tmp_path / str(count), dataclasses.replace(tiny.draft, model=model), dict(tiny.files)
+        )
+        assert Bundle.open(place).manifest.model.plan.sparse_ops == count
+        assert ("sparse_ops" in (place / "manifest.json").read_text()) == bool(count)
+        Classifier.load(place, engine="ort-cpu", threads=1, cache=None).close()
+    assert asked == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -210,6 +234,9 @@ def test_bundles_of_the_first_schema_are_read(folder: Path, tiny: Any) -> None:
         ),
         pytest.param(
             lambda v: v["variants"]["float32"]["plan"].update(int8_ops=-1), "int8_ops must be", id="plan"
+        ),
+        pytest.param(
+            lambda v: v["model"]["plan"].update(sparse_ops=0), "plan.sparse_ops must be", id="none-sparse"
         ),
         pytest.param(lambda v: v["variants"]["float32"].update(file="x"), "file is not known", id="file"),
         pytest.param(

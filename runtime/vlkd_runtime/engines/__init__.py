@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from ..errors import ConfigError, UnavailableError
@@ -75,9 +76,7 @@ def open_engine(
     """
     chosen = options or EngineOptions()
     if threads is not None:
-        chosen = EngineOptions(
-            threads, chosen.cache, chosen.device, chosen.dla_core, chosen.workspace_bytes, chosen.cuda_graph
-        )
+        chosen = dataclasses.replace(chosen, threads=threads)
     names = engines_to_try(engine)
     for name in names[:-1]:
         try:

@@ -48,6 +48,7 @@ class EngineOptions:
         workspace_bytes: Most scratch memory of a TensorRT build; None leaves it to TensorRT.
         cuda_graph: Record the work of one run and launch it as a whole, which spares small networks the
             launch of each kernel.
+        sparse_weights: Let TensorRT look for weights that are 2:4 sparse and skip their zeros where that is faster.
     """
 
     threads: int | None = None
@@ -56,6 +57,7 @@ class EngineOptions:
     dla_core: int | None = None
     workspace_bytes: int | None = None
     cuda_graph: bool = True
+    sparse_weights: bool = False
 
     def __post_init__(self) -> None:
         limits = {

@@ -64,6 +64,8 @@ def engine_identity(
         "dla core": "none" if options.dla_core is None else str(options.dla_core),
         "workspace": "default" if options.workspace_bytes is None else str(options.workspace_bytes),
         "cpu": os.uname().machine,
+        # Only where it is asked for, so that engines built before stay known.
+        **({"weights": "sparse"} if options.sparse_weights else {}),
     }
 
 
@@ -135,6 +137,7 @@ def run_build(
         "dla_core": options.dla_core,
         "workspace_bytes": options.workspace_bytes,
         "weak_types": ["FP16", "INT8"],
+        "sparse_weights": options.sparse_weights,
     }
     stream = io.BytesIO()
     for block in (json.dumps(request).encode(), model, timing):

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import BundleError, DataError, SelfTestError, UnavailableError, UsageError
-from ..onnxfile import count_operators, keeps_weights_outside
+from ..onnxfile import count_operators, holds_float8, keeps_weights_outside
 from .base import EngineInfo, EngineOptions, EngineOutput, Execution
 from .cuda import Cuda
 from .enginecache import cpu_identity
@@ -80,6 +80,7 @@ class OrtEngine:
         # From bytes, ONNX Runtime would look for other files in the current folder.
         try:
             outside = keeps_weights_outside(data, where=self._where)
+            self._float8 = holds_float8(data, where=self._where)
         except BundleError as error:
             raise self._refusal(str(error)) from error
         if outside:
@@ -173,6 +174,9 @@ class OrtEngine:
         # Threads that spin until the next run take the processor from what decodes the next image, and power.
         session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session_options.log_severity_level = 4
+        if self._float8:
+            # Seen in 1.32: the further rewrites refuse a Clip before FP8, and answer wrongly where they do not.
+            session_options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         if rewritten is not None:
             session_options.optimized_model_filepath = str(rewritten)
         provider, arguments = self._flavour.provider, _provider_options(self._flavour.provider, self._options)
@@ -235,6 +239,8 @@ def _provider_options(provider: str, options: EngineOptions) -> dict[str, str]:
         # Precision is what the graph says; these two only allow it. No cache of the provider's own: it would
         # load engine files that nothing has checked.
         chosen |= {"trt_fp16_enable": "1", "trt_int8_enable": "1", "trt_engine_cache_enable": "0"}
+        if options.sparse_weights:
+            chosen["trt_sparsity_enable"] = "1"
         if options.workspace_bytes is not None:
             chosen["trt_max_workspace_size"] = str(options.workspace_bytes)
     return chosen

@@ -33,7 +33,8 @@ def build(
         trt: TensorRT's module.
         model: The ONNX file.
         timing: An earlier timing cache of the same TensorRT and GPU, or nothing.
-        request: ``dla_core``, ``workspace_bytes``, ``weak_types`` (the types that a weakly typed build may use).
+        request: ``dla_core``, ``workspace_bytes``, ``weak_types`` (the types that a weakly typed build may use),
+            ``sparse_weights``.
 
     Returns:
         What was found, the engine and the new timing cache; the engine is empty where there is none.
@@ -83,6 +84,8 @@ def configure(trt: Any, builder: Any, config: Any, request: dict[str, Any]) -> s
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if request.get("workspace_bytes") is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(request["workspace_bytes"]))
+    if request.get("sparse_weights"):
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     core = request.get("dla_core")
     if core is None:
         return ""
