@@ -1,8 +1,10 @@
 """NNCF's accuracy-controlled quantization beside our ladder: same float model, images, labels and budget.
 
-First ours, then NNCF's in a virtual environment of its own, with this project's packages on PYTHONPATH and no torch:
+First ours, then NNCF's in a virtual environment of its own, with this project's packages on PYTHONPATH and no torch;
+ONNX Runtime is for the race:
     vlkd-edge compress MODEL.onnx --data DATA --held-out sketch --target cpu-x86 --out RUN
-    python3 -m venv venv-nncf && venv-nncf/bin/pip install -r benchmarks/compare/requirements-nncf.txt
+    python3 -m venv venv-nncf
+    venv-nncf/bin/pip install -r benchmarks/compare/requirements-openvino.txt 'onnxruntime>=1.20'
     venv-nncf/bin/python benchmarks/compare/nncf_control.py RUN --data DATA --held-out sketch
 
 It reads from RUN the float model in our form and what our ladder chose, gives NNCF the same calibration images and the
