@@ -30,7 +30,7 @@ from vlkd_compress.calibration import select_by_coverage, select_calibration
 from vlkd_compress.ranking import run
 from vlkd_compress.recipes import Recipe, make
 from vlkd_distill.data import scan
-from vlkd_edge import calibrating, config, learn
+from vlkd_edge import calibrating, configfile, learn
 from vlkd_edge.facts import Images
 from vlkd_edge.progress import Live
 from vlkd_edge.stages import Workspace
@@ -45,7 +45,9 @@ LEAST = 32  # what the selectors hand out at least; a smaller set is the beginni
 def main() -> None:
     """Measure what is not measured yet, then write the table."""
     asked = parse(sys.argv[1:])
-    loaded = config.load(Path(asked.config) if asked.config else config.DEMO, asked.var, asked.settings)
+    loaded = configfile.load(
+        Path(asked.config) if asked.config else configfile.DEMO, asked.var, asked.settings
+    )
     live = Live(Console(stderr=True))
     learning = learn.Learning(loaded, Workspace(asked.out, asked.cache or asked.out / "cache"), live)
     dataset = learn.dataset(learning)

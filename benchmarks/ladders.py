@@ -110,10 +110,10 @@ def cell(arguments: argparse.Namespace, domain: str) -> dict[str, Any]:
 
 def data_root(arguments: argparse.Namespace, out: Path) -> Path:
     """Where the build's images lie."""
-    from vlkd_edge import config
+    from vlkd_edge import configfile
 
-    loaded = config.load(
-        Path(arguments.config) if arguments.config else config.DEMO, arguments.var, arguments.settings
+    loaded = configfile.load(
+        Path(arguments.config) if arguments.config else configfile.DEMO, arguments.var, arguments.settings
     )
     return next(out.glob("stages/data-*/images")) if loaded.data.root == "demo" else Path(loaded.data.root)
 

@@ -26,8 +26,7 @@ from vlkd_bench.paired import judge
 from vlkd_bench.predictions import PredictionRow
 from vlkd_compress.prune.settings import Importance, Pruned
 from vlkd_compress.speed import race
-from vlkd_edge import calibrating, learn, pruning, teach
-from vlkd_edge import config as configuration
+from vlkd_edge import calibrating, configfile, learn, pruning, teach
 from vlkd_edge.climbing import LAST, Climber, Task, dialect_of, recipes
 from vlkd_edge.config import Config
 from vlkd_edge.facts import Images, stand_ins
@@ -55,7 +54,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("vlkd-out/pruning"), help="folder of the runs")
     parser.add_argument("--cache", type=Path, help="where teacher embeddings are kept")
     asked = parser.parse_args()
-    config = configuration.load(asked.config, asked.var, asked.settings)
+    config = configfile.load(asked.config, asked.var, asked.settings)
     with locked(asked.out):
         runs = Runs.open(config, asked.out, asked.cache or asked.out / "cache")
         rows = runs.rows(asked.importance, asked.importance if asked.recover is None else asked.recover)

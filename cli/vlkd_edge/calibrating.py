@@ -18,7 +18,7 @@ from vlkd_runtime.atomic import write_bytes, write_text
 from .config import Config
 from .progress import Live
 from .stages import Workspace, versions
-from .teach import style_renderer
+from .trainingdata import style_renderer
 
 STYLED_IMAGES = 240
 """How many train images are drawn, each in one style: a few times what a calibration takes in all."""

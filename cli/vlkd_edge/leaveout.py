@@ -27,7 +27,7 @@ from vlkd_runtime.atomic import write_bytes, write_text
 from vlkd_runtime.errors import ConfigError
 from vlkd_runtime.vectors import ClassVectors
 
-from . import learn, sharded, ship, synthesising, teach
+from . import learn, sharded, ship, synthesising, teach, trainingdata
 from .build import check_beforehand
 from .config import Config
 from .facts import Images, closed, contract, stand_ins
@@ -236,10 +236,10 @@ def _key(learning: learn.Learning, method: MethodName, train: str, basis: Mappin
         "student": dataclasses.asdict(learning.student_spec()),
         "version": versions("vlkd-edge"),
         "prompts": dataclasses.asdict(learning.config.prompts) if method == "promptkd" else None,
-        "styles": teach.style_renderer() if method == "vlkd" else None,
+        "styles": trainingdata.style_renderer() if method == "vlkd" else None,
     }
     if learning.settings(method).reads_captions:
-        inputs["captions"] = teach.captions_key(learning.config)
+        inputs["captions"] = trainingdata.captions_key(learning.config)
     return _digest({"method": method, **basis, **inputs})
 
 

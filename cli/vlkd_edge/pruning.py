@@ -30,7 +30,7 @@ from vlkd_runtime.atomic import write_text
 from vlkd_runtime.errors import ConfigError, RefusalError
 from vlkd_runtime.preprocess import prepare
 
-from . import teach
+from . import teach, trainingdata
 from .climbing import LAST, Climber, Start, dialect_of
 from .config import Config
 from .learn import Learning, load_vectors
@@ -238,8 +238,10 @@ class Slimming:
         from vlkd_distill.feeding import Feed
 
         settings = dataclasses.replace(self.learning.settings(self.method), teacher_view="clean_cached")
-        seer = teach.seer(self.learning, self.method, self.vectors)
-        data = teach.training_data(self.learning, how, settings, self.samples, self.store, seer, folder)
+        seer = trainingdata.seer(self.learning, self.method, self.vectors)
+        data = trainingdata.training_data(
+            self.learning, how, settings, self.samples, self.store, seer, folder
+        )
         feed, random = Feed(how, settings, data), np.random.default_rng(settings.seed)
         domains = np.asarray(data.domains)
         probes = []
@@ -251,7 +253,7 @@ class Slimming:
                 batch = feed.clean(torch.from_numpy(rows))
                 views = clean_views(torch.from_numpy(np.array(data.store.pixels[rows])))
                 probes.append(Probe(domain, views, partial(_loss, how, batch)))
-        teach.forget_embeddings(folder)
+        trainingdata.forget_embeddings(folder)
         return probes
 
     def _time_share(self, how: Method, network: nn.Module) -> float:

@@ -3,42 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlkd_bench.leaveout import BASELINE
 from vlkd_bench.samples import Sample
 from vlkd_distill.augmentation import Augmentation
-from vlkd_distill.specs import MethodName, Settings
+from vlkd_distill.specs import MethodName
 from vlkd_runtime.atomic import write_bytes, write_text
-from vlkd_runtime.errors import UnavailableError
 
-from . import sharded
-from .config import Config
-from .learn import Learning, load_vectors, matched, teacher_key
+from . import trainingdata
+from .learn import Learning, load_vectors
 from .stages import StageResult, versions
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from vlkd_distill.feeding import TrainingData
     from vlkd_distill.stages import Method
-    from vlkd_distill.styled import StyledStore
-    from vlkd_distill.teachers import Teacher
 
 PARITY_IMAGES = 16
 PARITY_LOGIT_GAP = 1e-2
 PARITY_COSINE = 0.9999
 WEIGHTS = "student.safetensors"
-_EMBEDDINGS = "embeddings.npy"
-_CAPTIONS = "captions.npy"
 
 
 def vectors_for(
@@ -147,17 +137,19 @@ def train(
             left = changed.stage.folder / WEIGHTS
             recovery = Recovery(left, changed.epochs, changed.lr, changed.zeros)
             how = Recovering(how, recovery)
-        teacher = seer(learning, method, vectors)
-        seen = training_data(learning, how, settings, samples, store, teacher, folder)
+        teacher = trainingdata.seer(learning, method, vectors)
+        seen = trainingdata.training_data(learning, how, settings, samples, store, teacher, folder)
         run = training_run.TrainingRun(
             settings=settings,
             vectors=stored,
             student=learning.student_spec(),
             samples=seen.store.samples,
             store=store.folder,
-            embeddings=None if seen.embeddings is None else folder / _EMBEDDINGS,
-            styled=None if seen.styled is None else _folder_of(seen.styled.pixels),
-            captions=None if seen.captions is None else _folder_of(seen.captions) / _CAPTIONS,
+            embeddings=None if seen.embeddings is None else folder / trainingdata.EMBEDDINGS,
+            styled=None if seen.styled is None else trainingdata.folder_of(seen.styled.pixels),
+            captions=None
+            if seen.captions is None
+            else trainingdata.folder_of(seen.captions) / trainingdata.CAPTIONS,
             selection=seen.selection,
             views=seen.teacher is not None,
             teacher=learning.config.teacher.model,
@@ -176,7 +168,7 @@ def train(
             student = run.train(seen, learning.teacher, on_step)
         checkpoints.save_weights(folder / WEIGHTS, student)
         (folder / checkpoints.FILE).unlink(missing_ok=True)
-        forget_embeddings(folder)
+        trainingdata.forget_embeddings(folder)
 
     inputs = {
         "settings": settings.used(),
@@ -186,9 +178,9 @@ def train(
         "vectors": len(load_vectors(vectors).names) if method == BASELINE else vectors.key,
     }
     if method == "vlkd":
-        inputs["renderer"] = style_renderer()
+        inputs["renderer"] = trainingdata.style_renderer()
     if settings.reads_captions:
-        inputs["captions"] = captions_key(learning.config)
+        inputs["captions"] = trainingdata.captions_key(learning.config)
     if changed is not None:
         inputs["changed"] = {
             "stage": changed.stage.key,
@@ -198,168 +190,6 @@ def train(
         }
     name = method if changed is None else f"recover-{changed.stage.name}"
     return learning.workspace.stage(name, inputs | versions("torch", "timm", "vlkd-edge"), work)
-
-
-def _folder_of(mapped: object) -> Path:
-    """The folder of an array that is mapped from a file."""
-    import numpy as np
-
-    assert isinstance(mapped, np.memmap)
-    return Path(str(mapped.filename)).parent
-
-
-def seer(learning: Learning, method: MethodName, vectors: StageResult) -> Callable[[], Teacher]:
-    """Who embeds images for a method: the teacher, or the teacher with learned visual prompts."""
-    if method != "promptkd":
-        return partial(matched, learning, vectors)
-
-    def prompted() -> Teacher:
-        from vlkd_distill import prompt_learning
-        from vlkd_distill.prompting import PromptedTeacher
-
-        base = learning.open_clip_teacher(method)
-        found = PromptedTeacher.load(vectors.folder / prompt_learning.FILE, base)
-        return base if found.visual is None else found  # without visual prompts it sees what the teacher sees
-
-    return prompted
-
-
-def training_data(
-    learning: Learning,
-    how: Method,
-    settings: Settings,
-    samples: Sequence[Sample],
-    store: StageResult,
-    teacher: Callable[[], Teacher],
-    folder: Path,
-) -> TrainingData:
-    """Pixels, and of the teacher's answers what the method asks for: cached ones, the teacher, style views."""
-    from vlkd_distill import checkpoints, embeddings, feeding, pixels, splits
-
-    images = pixels.PixelStore.open(store.folder, samples)
-    cache, cached, styled = learning.workspace.cache, None, None
-    clean = any(stage.cached_features and stage.epochs > 0 for stage in how.stages())
-    if how.needs_teacher and (clean or settings.teacher_view == "clean_cached"):
-        with learning.live.task("asking the teacher", len(images.samples)) as advance:
-            contents = None
-            if sharded.learns_from_shards(learning.config):
-                contents = sharded.contents(learning.config, images.samples)
-            cached = embeddings.embed(
-                teacher(),
-                images.samples,
-                cache / "embeddings",
-                advance,
-                into=folder / _EMBEDDINGS,
-                contents=contents,
-            )
-    if how.uses_styles and settings.style_share > 0:
-        styled = _styled(learning, settings, images.samples, store)
-    asked = teacher() if how.needs_teacher and settings.teacher_view == "same_aug" else None
-    kept_back: tuple[int, ...] = ()
-    if settings.judges:
-        rows = {sample.image: row for row, sample in enumerate(images.samples)}
-        _, chosen = splits.source_holdout(images.samples, settings.kept_back, settings.seed)
-        kept_back = tuple(rows[sample.image] for sample in chosen)
-    captions = _captions(learning, images.samples) if settings.reads_captions else None
-    seen = feeding.TrainingData(images, cached, asked, styled, kept_back, captions)
-    if asked is not None and not (folder / checkpoints.FILE).exists():
-        _check_views(asked, how, settings, seen)
-    return seen
-
-
-def _check_views(teacher: Teacher, how: Method, settings: Settings, seen: TrainingData) -> None:
-    """Refuse a training whose views the budget cannot pay for: unlike images, they cannot be kept.
-
-    Raises:
-        UnavailableError: says how many questions it needs and how many are left.
-    """
-    from vlkd_distill.feeding import steps_of
-    from vlkd_distill.querybudget import BudgetedTeacher
-
-    left = teacher.report().left if isinstance(teacher, BudgetedTeacher) else None
-    epochs = sum(stage.epochs for stage in how.stages() if not stage.cached_features)
-    needed = epochs * steps_of(len(seen.rows), settings.batch) * settings.batch
-    if left is not None and needed > left:
-        msg = (
-            f"Training asks the teacher '{teacher.name}' about {needed} views ({epochs} epochs of {len(seen.rows)} "
-            f"images), and {left} questions of teacher.query_budget are left. Nothing was asked. Raise it, or set "
-            'distill.teacher_view = "clean_cached", which asks once about each image.'
-        )
-        raise UnavailableError(msg)
-
-
-def captions_key(config: Config) -> str:
-    """Hash of the captions' file."""
-    return hashlib.sha256(Path(config.data.captions).read_bytes()).hexdigest()
-
-
-def _captions(learning: Learning, samples: Sequence[Sample]) -> npt.NDArray[np.float32]:
-    """The teacher's embeddings of the images' captions, asked for once."""
-    import numpy as np
-
-    from vlkd_distill.captions import embed_captions, read_captions
-
-    captions = read_captions(Path(learning.config.data.captions), samples)
-
-    def work(folder: Path) -> None:
-        with learning.live.task("embedding captions", len(captions)) as advance:
-            embed_captions(learning.teacher(), captions, folder / _CAPTIONS, advance)
-
-    said = hashlib.sha256(json.dumps(captions).encode()).hexdigest()
-    inputs = {"teacher": teacher_key(learning.config), "captions": said}
-    stage = learning.workspace.stage("captions", inputs, work)
-    mapped: npt.NDArray[np.float32] = np.load(stage.folder / _CAPTIONS, mmap_mode="r", allow_pickle=False)
-    return mapped
-
-
-def forget_embeddings(folder: Path) -> None:
-    """Take away what `training_data` left in a folder that is kept."""
-    (folder / _EMBEDDINGS).unlink(missing_ok=True)
-
-
-def _styled(
-    learning: Learning, settings: Settings, samples: Sequence[Sample], store: StageResult
-) -> StyledStore:
-    """Style views of the train images with the teacher's embeddings of them."""
-
-    def work(folder: Path) -> None:
-        from vlkd_distill import styled
-
-        total = len(samples) * len(settings.styles)
-        with learning.live.task("drawing other styles", total) as advance:
-            cache = learning.workspace.cache / "styled"
-            own = None
-            if sharded.learns_from_shards(learning.config):
-                own = PixelStore.open(store.folder, samples).pixels
-            styled.build(
-                folder,
-                samples,
-                learning.spec,
-                settings.styles,
-                learning.teacher(),
-                cache,
-                advance,
-                pixels_of=own,
-            )
-
-    from vlkd_distill.pixels import PixelStore
-    from vlkd_distill.styled import StyledStore
-
-    inputs = {
-        "pixels": store.key,
-        "styles": list(settings.styles),
-        "teacher": teacher_key(learning.config),
-        "renderer": style_renderer(),
-    }
-    stage = learning.workspace.stage("styles", inputs, work)
-    return StyledStore.open(stage.folder, settings.styles)
-
-
-def style_renderer() -> str:
-    """Hash of the styles' source: another renderer draws other views."""
-    package = importlib.util.find_spec("vlkd_distill")
-    assert package is not None and package.origin is not None
-    return hashlib.sha256((Path(package.origin).parent / "stylise.py").read_bytes()).hexdigest()[:16]
 
 
 def export(

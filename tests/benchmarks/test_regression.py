@@ -12,11 +12,9 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 
-from vlkd_bench.baselines import accept, find_baseline, read_baselines
-from vlkd_bench.benchrecord import BenchRecord, load_bench_records
+from vlkd_bench.benchrecord import BenchRecord
 from vlkd_bench.metrics import Metric, Tolerance
 from vlkd_bench.noise import compare_runs, compare_turns
-from vlkd_bench.records import append, append_record
 from vlkd_bench.regression import RegressionReport, assess
 from vlkd_bench.report import (
     render_junit,
@@ -24,7 +22,7 @@ from vlkd_bench.report import (
     render_regression_lines,
     render_regression_markdown,
 )
-from vlkd_runtime.errors import ConfigError, DataError
+from vlkd_runtime.errors import ConfigError
 
 Make = Callable[..., BenchRecord]
 Calls = Callable[..., list[list[float]]]
@@ -302,67 +300,6 @@ def test_strangers_names_stay_text(worse: RegressionReport) -> None:
     assert "http" not in html and "<script" not in html
 
 
-def test_records_come_back_as_they_went(record: Make, rows: Rows, tmp_path: Path) -> None:
-    base = record(rows=rows({"sketch": 50}, {"sketch": [3]}))
-    append(tmp_path / "log.jsonl", base.to_record())
-    (back,) = load_bench_records(tmp_path / "log.jsonl")
-    assert back == base and back.fingerprint == base.fingerprint
-    assert back.accuracy is not None and len(back.accuracy.rows()) == 50
-    (tmp_path / "one.json").write_text(json.dumps(base.to_record().to_json(), indent=2))
-    assert load_bench_records(tmp_path / "one.json") == (base,)
-
-
-def test_an_interrupted_write_leaves_the_record_before(record: Make, tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
-    append(path, record().to_record())
-    append(path, record(digest="b" * 64).to_record())
-    path.write_bytes(path.read_bytes()[:-100])
-    (back,) = load_bench_records(path)
-    assert back.bundle.digest == "a" * 64
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        pytest.param(lambda d: d.update(schema=1), "schema 2", id="schema"),
-        pytest.param(lambda d: d.update(kind="build"), "kind 'bench'", id="kind"),
-        pytest.param(lambda d: d.pop("latency"), "Expected the fields when, bundle", id="field"),
-        pytest.param(lambda d: d["latency"].pop("call"), "among the latency", id="timing"),
-        pytest.param(
-            lambda d: d["latency"]["call"]["stats"].update(p50_ms="x"),
-            "a finite number at .*latency.call.stats.p50_ms, found 'x'",
-            id="type",
-        ),
-        pytest.param(lambda d: d["machine"].update(isa="avx2"), "a list at .*machine.isa", id="list"),
-        pytest.param(lambda d: d.update(setup=3), "an object at|an object", id="object"),
-        pytest.param(
-            lambda d: d["latency"]["call"]["runs"][0].update(p50_ms=-1.0),
-            "times or calls of call",
-            id="negative",
-        ),
-        pytest.param(
-            lambda d: d["latency"]["engine"]["stats"].update(quantiles_ms=[]),
-            "quantiles of engine",
-            id="no quantiles",
-        ),
-        pytest.param(lambda d: d["cold_start"].update(total_ms=[]), "no cold starts", id="no cold start"),
-        pytest.param(
-            lambda d: d["memory"].update(peak_resident_bytes=[0]), "no peaks of memory", id="no memory"
-        ),
-        pytest.param(lambda d: d["accuracy"].update(domains={}), "without domains", id="no domains"),
-        pytest.param(lambda d: d["accuracy"].update(mean=1.5), "outside 0 and 1", id="share"),
-    ],
-)
-def test_damaged_records_are_refused_by_what_is_wrong(
-    record: Make, rows: Rows, tmp_path: Path, spoil: Callable[[dict], object], message: str
-) -> None:
-    data = json.loads(json.dumps(record(rows=rows({"sketch": 20})).to_record().to_json()))
-    spoil(data)
-    (tmp_path / "one.json").write_text(json.dumps(data))
-    with pytest.raises(DataError, match=message):
-        load_bench_records(tmp_path / "one.json")
-
-
 def test_damaged_predictions_are_refused(record: Make, rows: Rows, tmp_path: Path) -> None:
     base = record(rows=rows({"sketch": 50}))
     assert base.accuracy is not None and base.accuracy.predictions is not None
@@ -381,87 +318,3 @@ def test_accuracies_of_other_domains_than_the_predictions_are_refused(record: Ma
         report = assess(now, before)
         assert report.verdict == "incomparable"
         assert "photo, sketch, found photo: measure again" in report.metrics[0].reason
-
-
-def test_baselines_keep_history_reasons_and_what_was_accepted(
-    record: Make, calls: Calls, rows: Rows, tmp_path: Path
-) -> None:
-    path = tmp_path / "jetson-orin-nano.json"
-    images = rows({"sketch": 400})
-    first = record(calls(2.0, seed=1), images)
-    accept(path, first, "first")
-    slower = record(calls(2.4, seed=2), images, digest="b" * 64)
-    entry = accept(path, slower, "a larger student, agreed on")
-    assert "latency call p50" in {metric.name for metric in entry.regressions}
-    other = replace(first, machine=replace(first.machine, cpu_model="B"))
-    accept(path, other, "a second board")
-    known = read_baselines(path)
-    assert [item.reason for item in known.entries] == [
-        "first",
-        "a larger student, agreed on",
-        "a second board",
-    ]
-    assert known.entries[1].regressions == entry.regressions
-    current = known.current(first)
-    assert current is not None and current.record == slower
-    old = known.entries[0].record.accuracy
-    assert old is not None and old.predictions is None and old.mean == 1.0
-    found, more = find_baseline(path, first)
-    assert found == slower and more == ()
-    assert find_baseline(path, other)[0] == other
-    assert len(path.read_text().splitlines()) == 5  # a head, a line an entry, an end
-
-
-@pytest.mark.parametrize(
-    ("change", "reason", "message"),
-    [
-        pytest.param({}, "  ", "a reason", id="no reason"),
-        pytest.param(
-            {"after": {"power_mode": "15W"}}, "x", "power mode changed from 25W to 15W", id="disturbed"
-        ),
-        pytest.param({"bundle": {"target": "jetson-agx-thor"}}, "x", "each target has a file", id="target"),
-    ],
-)
-def test_what_cannot_be_a_baseline(
-    record: Make, tmp_path: Path, change: dict[str, dict[str, object]], reason: str, message: str
-) -> None:
-    path = tmp_path / "base.json"
-    accept(path, record(), "first")
-    before = path.read_bytes()
-    base = record()
-    wrong = replace(base, **{name: replace(getattr(base, name), **new) for name, new in change.items()})
-    with pytest.raises(DataError, match=message):
-        accept(path, wrong, reason)
-    assert path.read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        pytest.param("{", "Expected a baseline file", id="cut"),
-        pytest.param("[]", "of format", id="a list"),
-        pytest.param('{"format": "vlkd-baselines", "schema": 9}', "schema 1 in .*, found 9", id="schema"),
-        pytest.param(
-            '{"format": "vlkd-baselines", "schema": 1, "target": "t"}', "a list 'entries'", id="no list"
-        ),
-        pytest.param(
-            '{"format": "vlkd-baselines", "schema": 1, "target": "t", "entries": [{"record": {"schema": 1}}]}',
-            "entry 1: expected schema 2, found 1",
-            id="record of another schema",
-        ),
-    ],
-)
-def test_damaged_baselines_are_refused(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "base.json"
-    path.write_text(text)
-    with pytest.raises(DataError, match=message):
-        read_baselines(path)
-
-
-def test_a_log_as_baseline_gives_its_last_run_and_the_others_as_noise(record: Make, tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
-    for run in (record(digest="b" * 64), record(), record()):
-        append(path, run.to_record())
-    append_record(path, "build", {})
-    found, more = find_baseline(path, record())
-    assert found.bundle.digest == "a" * 64 and len(more) == 1

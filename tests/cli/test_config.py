@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vlkd_edge import build, config
+from vlkd_edge import build, configfile
+from vlkd_edge.config import Config
 from vlkd_runtime.errors import ConfigError
 
 
@@ -17,8 +18,8 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_no_file_is_the_demo() -> None:
-    loaded = config.load(None)
-    assert loaded == config.Config()
+    loaded = configfile.load(None)
+    assert loaded == Config()
     assert (
         loaded.data.root == "demo" and loaded.teacher.model == "demo" and loaded.data.held_out == ("sketch",)
     )
@@ -38,7 +39,7 @@ def test_values_variables_and_overrides(tmp_path: Path) -> None:
         lr = 1
         """,
     )
-    loaded = config.load(path, ["root=/mnt"], ["student.image_size=96", "data.held_out=photo"])
+    loaded = configfile.load(path, ["root=/mnt"], ["student.image_size=96", "data.held_out=photo"])
     assert loaded.data.root == "/mnt/pets"
     assert loaded.distill.lr == 1.0 and isinstance(loaded.distill.lr, float)
     assert loaded.student.image_size == 96 and loaded.data.held_out == ("photo",)
@@ -109,7 +110,7 @@ def test_values_variables_and_overrides(tmp_path: Path) -> None:
 )
 def test_mistakes(tmp_path: Path, text: str, messages: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        config.load(write(tmp_path, text))
+        configfile.load(write(tmp_path, text))
     assert all(message in str(caught.value) for message in messages), str(caught.value)
 
 
@@ -126,24 +127,24 @@ def test_mistakes_on_the_command_line(
     tmp_path: Path, variables: list[str], settings: list[str], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        config.load(write(tmp_path, "[vars]\nroot = 'a'"), variables, settings)
+        configfile.load(write(tmp_path, "[vars]\nroot = 'a'"), variables, settings)
 
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"Expected a configuration file at .*found nothing"):
-        config.load(tmp_path / "none.toml")
+        configfile.load(tmp_path / "none.toml")
 
 
 def test_every_recipe_is_a_configuration() -> None:
     recipes = sorted((Path(__file__).parents[2] / "distill" / "recipes").glob("*.toml"))
     assert len(recipes) == 2
-    loaded = [config.load(path) for path in recipes]
+    loaded = [configfile.load(path) for path in recipes]
     assert all(recipe.data.root != "demo" for recipe in loaded)
 
 
 def test_the_real_clip_recipe_differs_in_the_teacher_only() -> None:
     folder = Path(__file__).parents[2] / "distill" / "recipes"
-    stand_in, real = (config.load(folder / f"pacs-{name}.toml").as_json() for name in ("standin", "clip"))
+    stand_in, real = (configfile.load(folder / f"pacs-{name}.toml").as_json() for name in ("standin", "clip"))
     different = {key for key in stand_in if stand_in[key] != real[key]}
     assert different == {"name", "teacher"}
 
@@ -161,6 +162,6 @@ def test_a_store_is_not_asked_for_what_it_cannot_know(
 ) -> None:
     (tmp_path / "store.safetensors").write_bytes(b"")
     named = f"teacher.model=store:{tmp_path / 'store.safetensors'}"
-    loaded = config.load(None, settings=[named, *settings])
+    loaded = configfile.load(None, settings=[named, *settings])
     with pytest.raises(ConfigError, match=match):
         build.check_beforehand(loaded)

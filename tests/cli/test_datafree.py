@@ -10,8 +10,8 @@ from rich.console import Console
 
 from vlkd_distill import data, datacontract, demo
 from vlkd_distill.demo.scene import sample_scene
-from vlkd_edge import config as configuration
-from vlkd_edge import datafree, leaveout
+from vlkd_edge import configfile, datafree, leaveout
+from vlkd_edge.config import Config
 from vlkd_runtime.errors import ConfigError
 
 CLASSES = ("car", "cat", "tree")
@@ -45,8 +45,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def config(root: Path, *settings: str) -> configuration.Config:
-    return configuration.load(None, (), (*SMALL, f"data.root={root}", *settings))
+def config(root: Path, *settings: str) -> Config:
+    return configfile.load(None, (), (*SMALL, f"data.root={root}", *settings))
 
 
 def test_no_real_train_image_is_opened(root: Path, tmp_path: Path) -> None:

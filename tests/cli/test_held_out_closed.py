@@ -74,7 +74,14 @@ def test_only_evaluation_opens_held_out_images(
     assert len(evaluations) >= len(list((root / "sketch").rglob("*.png"))) // 5 * 2  # teacher and students
     assert all(names & LOOKING for names in evaluations), found
     assert set().union(*(names & opened_by for names in evaluations)) == opened_by
-    learning = {"training.train", "training._source_loss", "pixels.decode", "teach.work", "calibration.load"}
+    learning = {
+        "training.train",
+        "training._source_loss",
+        "pixels.decode",
+        "teach.work",
+        "trainingdata.work",
+        "calibration.load",
+    }
     assert not any(names & learning for names in found)
 
 

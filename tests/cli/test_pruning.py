@@ -20,7 +20,7 @@ from vlkd_compress.graph import load
 from vlkd_compress.prune.settings import PruneSettings
 from vlkd_compress.prune.sparsegraph import count_sparse
 from vlkd_compress.speed import Speed
-from vlkd_edge import config as configuration
+from vlkd_edge import configfile
 from vlkd_edge.build import build
 from vlkd_edge.pruning import cuts
 from vlkd_edge.reporting import Outcome
@@ -45,7 +45,7 @@ PRUNED = (
 
 
 def run(out: Path, *settings: str) -> tuple[Outcome, Mapping[str, Any]]:
-    config = configuration.load(configuration.DEMO, (), (*PRUNED, *settings))
+    config = configfile.load(configfile.DEMO, (), (*PRUNED, *settings))
     found = build(config, out, out.parent / "cache", Console(quiet=True))
     return found, json.loads((out / "ladder.json").read_text())
 
@@ -209,7 +209,7 @@ def test_latency_is_measured_where_the_engine_runs(
 )
 def test_settings_that_cannot_be_meant_are_refused(settings: tuple[str, ...], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        configuration.load(configuration.DEMO, (), settings)
+        configfile.load(configfile.DEMO, (), settings)
 
 
 def test_a_latency_that_cannot_be_measured_here_is_refused_before_any_work(tmp_path: Path) -> None:

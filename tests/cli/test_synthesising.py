@@ -14,9 +14,9 @@ from PIL import Image
 
 from vlkd_distill import data
 from vlkd_distill.synthspecs import SynthesisSettings
-from vlkd_edge import config as configuration
-from vlkd_edge import synthesising
+from vlkd_edge import configfile, synthesising
 from vlkd_edge.__main__ import main
+from vlkd_edge.config import Config
 from vlkd_edge.facts import DEMO_DATA, Images, stand_ins
 from vlkd_edge.synthesising import DEMO_SYNTHESISER
 from vlkd_runtime.errors import ConfigError
@@ -108,8 +108,8 @@ def test_a_class_that_no_image_shows_is_an_error(
     )
 
 
-def config(*settings: str) -> configuration.Config:
-    return configuration.load(None, (), ("distill.method=data-free", *settings))
+def config(*settings: str) -> Config:
+    return configfile.load(None, (), ("distill.method=data-free", *settings))
 
 
 def test_held_out_styles_are_left_out_unless_asked_for() -> None:
@@ -153,7 +153,7 @@ def test_the_contract_says_what_the_images_are_made_from() -> None:
 def test_stand_ins_name_the_renderer() -> None:
     assert stand_ins(config())[-1] == DEMO_SYNTHESISER
     assert DEMO_SYNTHESISER not in stand_ins(config("synthesis.synthesiser=inversion"))
-    assert stand_ins(configuration.load(None)) == stand_ins(config())[:-1]
+    assert stand_ins(configfile.load(None)) == stand_ins(config())[:-1]
     assert stand_ins(config())[0] == DEMO_DATA
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from vlkd_edge import config
+from vlkd_edge import configfile
 from vlkd_edge.app import app
 from vlkd_edge.targets import TARGETS, describe, find, load
 from vlkd_runtime.errors import ConfigError
@@ -110,15 +110,15 @@ def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
 def test_a_configuration_brings_its_own_target(tmp_path: Path) -> None:
     path = tmp_path / "vlkd.toml"
     path.write_text('target = "nano-4gb"\n' + OWN)
-    assert config.load(path).device().memory_gib == 4.0
+    assert configfile.load(path).device().memory_gib == 4.0
     (tmp_path / "own.toml").write_text(OWN)
     path.write_text(f'target = "small-board"\ntargets_file = "{tmp_path / "own.toml"}"\n')
-    assert config.load(path).device().engine == "onnxruntime-cpu"
+    assert configfile.load(path).device().engine == "onnxruntime-cpu"
     path.write_text('target = "a"\n[targets.a]\nmemory = 1\n')
     with pytest.raises(ConfigError, match=r"targets\.a\.memory: unknown key"):
-        config.load(path)
+        configfile.load(path)
     with pytest.raises(ConfigError, match="Unknown target 'nano-4gb'"):
-        config.load(None, (), ['target="nano-4gb"']).device()
+        configfile.load(None, (), ['target="nano-4gb"']).device()
 
 
 def test_the_verb_lists_and_shows_one(tmp_path: Path) -> None:

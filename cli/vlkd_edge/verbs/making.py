@@ -39,7 +39,7 @@ def build(
 
     With no configuration it builds the embedded demo: drawn scenes and a tiny stand-in teacher.
     """
-    from .. import config as configuration
+    from .. import configfile
     from ..build import build as run
 
     settings = list(setting or [])
@@ -47,8 +47,8 @@ def build(
         settings.append(f'target="{target}"')
     with interruptible():
         own_data = any(setting.startswith("data.root=") for setting in settings)
-        recipe = config or (None if own_data else configuration.DEMO)
-        loaded = configuration.load(recipe, var or [], settings)
+        recipe = config or (None if own_data else configfile.DEMO)
+        loaded = configfile.load(recipe, var or [], settings)
         outcome = run(loaded, out, cache or out / "cache", stderr())
     if as_json:
         print(outcome.json_text)
@@ -117,12 +117,12 @@ def synth(
 
     Writes images/, contact.png, report.md and report.json; an interrupted call goes on where it was.
     """
-    from .. import config as configuration
+    from .. import configfile
     from ..synthesising import run
     from ..vectoring import Request, class_names
 
     classes = class_names(Request(names, names_from, dataset))
-    loaded = configuration.load(config, var or [], setting or [])
+    loaded = configfile.load(config, var or [], setting or [])
     with interruptible():
         made = run(classes or (), loaded, out, cache or out / "cache", stderr())
     if as_json:

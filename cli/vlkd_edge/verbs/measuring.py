@@ -207,12 +207,12 @@ def bench_dg(
     """
     from vlkd_bench.leaveout import LeaveOutTable
 
-    from .. import config as configuration
+    from .. import configfile
     from ..leaveout import KNOWN, command_line, leave_one_out, parse_plan, write
 
     plan = parse_plan(methods, held_out, seeds, KNOWN)
     settings = [*(setting or []), *([f"data.root={dataset}"] if dataset is not None else [])]
-    loaded = configuration.load(config, var or [], settings)
+    loaded = configfile.load(config, var or [], settings)
     with interruptible():
         words = command_line(["dg"], plan, config, var or [], setting or [], dataset)
         earlier = LeaveOutTable.read(add_to) if add_to is not None and add_to.exists() else None
@@ -248,13 +248,13 @@ def bench_disjoint(
 
     Writes NAME.json, NAME.md and NAME.png; an interrupted table goes on where it was.
     """
-    from .. import config as configuration
+    from .. import configfile
     from ..disjoint import KNOWN, class_disjoint
     from ..leaveout import command_line, parse_plan, write
 
     plan = parse_plan(methods, held_out, seeds, KNOWN)
     settings = [*(setting or []), *([f"data.root={dataset}"] if dataset is not None else [])]
-    loaded = configuration.load(config, var or [], settings)
+    loaded = configfile.load(config, var or [], settings)
     with interruptible():
         words = command_line(
             ["disjoint", "--unseen", unseen], plan, config, var or [], setting or [], dataset
@@ -286,12 +286,12 @@ def bench_data_free(
 
     Writes NAME.json, NAME.md and NAME.png; an interrupted table goes on where it was.
     """
-    from .. import config as configuration
+    from .. import configfile
     from ..datafree import ROWS, command_line, parse_plan, run, write
 
     plan = parse_plan(rows if rows is not None else ",".join(ROWS), held_out, seeds, inversion_images)
     settings = [*(setting or []), *([f"data.root={dataset}"] if dataset is not None else [])]
-    loaded = configuration.load(config, [], settings)
+    loaded = configfile.load(config, [], settings)
     words = command_line(plan, config, setting or [], note or [], dataset)
     with interruptible():
         table = run(loaded, plan, out, cache or out / "cache", stderr(), words, note or ())
