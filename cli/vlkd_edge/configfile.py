@@ -96,6 +96,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "distill.proximity_weight": (0, 1000),
     "distill.caption_weight": (0, 1000),
     "distill.divergence_weight": (0, 100_000),
+    "distill.answers_weight": (0, 100_000),
+    "distill.frozen_groups": (0, 1000),
     "distill.relation_weight": (0, 100_000),
     "distill.style_share": (0, 1),
     "distill.kept_back": (0.01, 0.5),

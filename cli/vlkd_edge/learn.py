@@ -98,20 +98,23 @@ def check_models(learning: Learning) -> None:
     Raises:
         UsageError: names what to change, install or download.
     """
-    inputs = {
+    inputs: dict[str, Any] = {
         "teacher": learning.config.teacher.model,
         "student": dataclasses.asdict(learning.student_spec()),
     }
+    frozen = learning.config.distill.frozen_groups
+    if frozen:
+        inputs["frozen_groups"] = frozen
 
     def work(_: Path) -> None:
-        from vlkd_distill import students
+        from vlkd_distill import freezing, students
 
         spec = learning.student_spec()
         students.check(spec)
         with learning.live.task("loading the models", None):
             learning.teacher()
             if not spec.arch.startswith(CLIP_PREFIX):
-                students.create(spec, 1)
+                freezing.freeze_first(students.create(spec, 1).backbone, frozen)
 
     learning.workspace.stage("models", inputs, work)
 

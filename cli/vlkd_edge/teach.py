@@ -125,6 +125,8 @@ def train(
         changed: what to go on from, by the same loss in one stage.
     """
     settings = learning.settings(method)
+    if changed is not None:  # a change touches the first layers, too
+        settings = dataclasses.replace(settings, frozen_groups=0)
 
     def work(folder: Path) -> None:
         from vlkd_distill import checkpoints, methods, training, training_run

@@ -222,9 +222,9 @@ class Vlkd(_ByVectors):
             how.cls_weight * losses.cross_entropy(self.logits(outputs), batch.labels),
             how.distance_weight * losses.unit_distance(outputs, image),
         ]
-        if how.divergence_weight > 0:
+        if how.answers_weight > 0:
             soft = losses.soft_divergence(self.logits(outputs), self.logits(image), how.soft_temperature)
-            terms.append(how.divergence_weight * soft)
+            terms.append(how.answers_weight * soft)
         if how.relation_weight > 0:
             terms.append(how.relation_weight * losses.relation(outputs, image))
         return torch.stack(terms).sum()

@@ -35,8 +35,9 @@ class Settings:
         image_weight: lambda of VL2V-ADiP, the weight of the teacher's image embedding.
         soft_weight: w of naive distillation, the weight of the teacher's soft labels.
         soft_temperature: T of naive distillation, promptkd, data-free and vlkd.
-        divergence_weight: of T^2 KL(teacher || student), a mean over the batch, in promptkd and vlkd. PromptKD's
-            code divides by classes, too, so its KD_WEIGHT of 1000 is ``1000 / C`` here.
+        divergence_weight: of promptkd's T^2 KL(teacher || student), a mean over the batch. PromptKD's code divides
+            by classes, too, so its KD_WEIGHT of 1000 is ``1000 / C`` here.
+        answers_weight: of the same divergence in vlkd.
         prompt_weight: beta of data-free, the weight of the class that an image was made from.
         embedding_weight: of data-free's distance to the teacher's image embedding; 0 leaves it out.
         text_temperature: tau of vlm-ood's similarities.
@@ -52,6 +53,8 @@ class Settings:
         teacher_view: ``same_aug`` embeds the very view the student sees (the paper); ``clean_cached``
             embeds each image once.
         batch_norm: ``frozen`` keeps the statistics of the start weights (the paper).
+        frozen_groups: leading groups of the backbone's layers that keep their start weights, in timm's coarse order:
+            1 is the stem, 3 the stem and two stages; see ``vlkd_distill.freezing``. 0 trains all.
         precision: ``auto`` multiplies in bfloat16 where the processor has it in hardware (good for dense
             and grouped convolutions, slower for depthwise ones); ``float32`` never does.
         weights: which weights a training ends with: the ``last``, the ``mean`` over the second half's steps,
@@ -74,6 +77,7 @@ class Settings:
     soft_weight: float = 0.5
     soft_temperature: float = 2.0
     divergence_weight: float = 1.0
+    answers_weight: float = 1.0
     prompt_weight: float = 0.5
     embedding_weight: float = 1.0
     text_temperature: float = 0.07
@@ -88,6 +92,7 @@ class Settings:
     styles: tuple[StyleName, ...] = ("pencil", "edges", "poster", "grey", "paint", "palette")
     teacher_view: TeacherView = "same_aug"
     batch_norm: Literal["train", "frozen"] = "frozen"
+    frozen_groups: int = 0
     precision: Literal["auto", "float32"] = "float32"
     weights: Rule = "last"
     kept_back: float = 0.1
@@ -114,13 +119,16 @@ class Settings:
         """The values that this method reads: what its result depends on."""
         judging = ("kept_back", "judgements") if self.judges else ()
         captions = ("caption_weight",) if self.reads_captions else ()
-        return {name: getattr(self, name) for name in (*_SHARED, *judging, *captions, *_READ[self.method])}
+        frozen = ("frozen_groups",) if self.frozen_groups else ()
+        read = (*_SHARED, *judging, *captions, *frozen, *_READ[self.method])
+        return {name: getattr(self, name) for name in read}
 
     def as_json(self) -> dict[str, Any]:
-        """All values, to write beside results; an option that is off and younger than some results is left out."""
+        """All values, to write beside results; what is younger than some results is left out where it is theirs."""
         plain = dataclasses.asdict(self)
-        if self.caption_weight == 0:
-            del plain["caption_weight"]
+        for name, theirs in {"caption_weight": 0, "frozen_groups": 0, "answers_weight": 1}.items():
+            if plain[name] == theirs:
+                del plain[name]
         return plain
 
 
@@ -141,7 +149,7 @@ _READ: Mapping[MethodName, tuple[str, ...]] = MappingProxyType(
             "teacher_view",
         ),
         "vlkd": (
-            *("align_epochs", "align_lr", "cls_weight", "distance_weight", "divergence_weight"),
+            *("align_epochs", "align_lr", "cls_weight", "distance_weight", "answers_weight"),
             *("soft_temperature", "relation_weight", "style_share", "styles", "teacher_view"),
         ),
     }

@@ -18,6 +18,7 @@ from . import averaging, checkpoints, losses
 from .augment import clean_views
 from .augmentation import Augmentation
 from .feeding import Feed, TrainingData, autocast, epoch_rows, steps_of
+from .freezing import freeze_first
 from .heap import keep_freed_memory
 from .mapped import Ebb
 from .processes import ALONE, Ring
@@ -70,7 +71,7 @@ def train(
     kept = torch.from_numpy(data.rows)
     stages = method.stages()
     for index, stage in enumerate(stages):
-        _select_trainable(student, stage)
+        _select_trainable(student, stage, settings)
         steps_per_epoch = steps_of(len(data.rows), settings.batch)
         optimizer = _optimizer(student, settings)
         schedule = _Schedule(optimizer, stage.lr, stage.epochs * steps_per_epoch)
@@ -151,9 +152,10 @@ def _source_loss(student: Student, method: Method, settings: Settings, data: Tra
     return total / len(kept_back)
 
 
-def _select_trainable(student: Student, stage: Stage) -> None:
+def _select_trainable(student: Student, stage: Stage, settings: Settings) -> None:
     student.head.requires_grad_(stage.trains in ("head", "all"))
     student.backbone.requires_grad_(stage.trains in ("backbone", "all"))
+    freeze_first(student.backbone, settings.frozen_groups)
 
 
 def _optimizer(student: Student, settings: Settings) -> torch.optim.AdamW:

@@ -112,13 +112,13 @@ def test_promptkd_is_the_weighted_divergence_from_the_teacher_whatever_the_label
 
 def test_vlkd_adds_labels_distance_divergence_and_relations(vectors: ClassVectors) -> None:
     outputs, image = 5 * randn(4, 8), 3 * randn(4, 8, seed=1)
-    weights = {"cls_weight": 0.7, "distance_weight": 0.3, "divergence_weight": 0.2, "relation_weight": 5.0}
+    weights = {"cls_weight": 0.7, "distance_weight": 0.3, "answers_weight": 0.2, "relation_weight": 5.0}
     own, seen = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (outputs.numpy(), image.numpy()))
     gaps = [(own[i] @ own[j] - seen[i] @ seen[j]) ** 2 for i in range(4) for j in range(4) if i != j]
     parts = {
         "cls_weight": losses.cross_entropy(torch.from_numpy(10.0 * own @ vectors.vectors.T), LABELS).item(),
         "distance_weight": float(np.mean(((own - seen) ** 2).sum(1))),
-        "divergence_weight": losses.soft_divergence(
+        "answers_weight": losses.soft_divergence(
             *(torch.from_numpy(10.0 * rows @ vectors.vectors.T) for rows in (own, seen)), 2.0
         ).item(),
         "relation_weight": float(np.mean(gaps)),
