@@ -6,6 +6,7 @@ are in a graph whose shapes are fixed.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,16 +85,25 @@ def find(node: onnx.NodeProto) -> Operator:
     return found
 
 
-def _spatial(call: Call, kernel: Sequence[int]) -> tuple[Tensor, dict[str, Any]]:
-    """The padded input of a convolution, and its strides, dilations and groups."""
+def _pads(call: Call, sides: int) -> tuple[list[int], list[int]]:
+    """Padding before and behind on each axis.
+
+    Raises:
+        RefusalError: it is not stated.
+    """
     if call.attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
         msg = (
             f"Expected explicit padding at {call.node.name!r}, found auto_pad: export with explicit padding."
         )
         raise RefusalError(msg)
-    sides = len(kernel)
     pads = list(call.attributes.get("pads", [0] * 2 * sides))
-    begin, end = pads[:sides], pads[sides:]
+    return pads[:sides], pads[sides:]
+
+
+def _spatial(call: Call, kernel: Sequence[int]) -> tuple[Tensor, dict[str, Any]]:
+    """The padded input of a convolution, and its strides, dilations and groups."""
+    sides = len(kernel)
+    begin, end = _pads(call, sides)
     how: dict[str, Any] = {
         "stride": list(call.attributes.get("strides", [1] * sides)),
         "dilation": list(call.attributes.get("dilations", [1] * sides)),
@@ -113,8 +123,8 @@ def _conv(call: Call) -> Tensor:
 def _max_pool(call: Call) -> Tensor:
     kernel = list(call.attributes["kernel_shape"])
     sides = len(kernel)
-    pads = list(call.attributes.get("pads", [0] * 2 * sides))
-    flat = [size for pair in zip(pads[:sides][::-1], pads[sides:][::-1], strict=True) for size in pair]
+    begin, end = _pads(call, sides)
+    flat = [size for pair in zip(begin[::-1], end[::-1], strict=True) for size in pair]
     padded = F.pad(call[0], flat, value=-math.inf)
     return F.max_pool2d(
         padded,
@@ -128,13 +138,20 @@ def _max_pool(call: Call) -> Tensor:
 def _average_pool(call: Call) -> Tensor:
     kernel = list(call.attributes["kernel_shape"])
     source, how = _spatial(call, kernel)
+    counted = bool(call.attributes.get("count_include_pad", 0))
+    if source is not call[0] and not counted:  # the padding has become pixels, and would be counted
+        msg = (
+            f"Expected the same padding on both sides at {call.node.name!r}, or padding that counts, found "
+            f"{list(call.attributes['pads'])}: leave quantization-aware training of this graph out (qat_epochs = 0)."
+        )
+        raise RefusalError(msg)
     return F.avg_pool2d(
         source,
         kernel,
         stride=how["stride"],
         padding=how["padding"],
         ceil_mode=bool(call.attributes.get("ceil_mode", 0)),
-        count_include_pad=bool(call.attributes.get("count_include_pad", 0)),
+        count_include_pad=counted,
     )
 
 
@@ -256,6 +273,11 @@ def _gelu(call: Call) -> Tensor:
     return F.gelu(call[0], approximate="tanh" if tanh else "none")
 
 
+def _fold(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
+    """An operator of any number of inputs, two at a time."""
+    return lambda call: functools.reduce(function, (call[index] for index in range(len(call.given))))
+
+
 def _concat(call: Call) -> Tensor:
     return torch.cat([call[index] for index in range(len(call.given))], dim=int(call.attributes["axis"]))
 
@@ -284,9 +306,9 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
         "LayerNormalization": _layer_norm,
         "LeakyRelu": lambda call: F.leaky_relu(call[0], float(call.attributes.get("alpha", 0.01))),
         "MatMul": lambda call: call[0] @ call[1],
-        "Max": lambda call: torch.maximum(call[0], call[1]),
+        "Max": _fold(torch.maximum),
         "MaxPool": _max_pool,
-        "Min": lambda call: torch.minimum(call[0], call[1]),
+        "Min": _fold(torch.minimum),
         "Mul": lambda call: call[0] * call[1],
         "Neg": lambda call: -call[0],
         "Pow": lambda call: call[0] ** call[1],
