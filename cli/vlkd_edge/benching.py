@@ -76,16 +76,12 @@ def bench(request: Request, live: Show) -> tuple[BenchRecord, BenchRecord | None
     opened = Bundle.open(plan.bundle)
     samples = find_samples(request, opened.manifest.classes) if request.data is not None else ()
     before = read_state(request.root)
+    other = Bundle.open(plan.against) if plan.against is not None else None
     # Opened here once before anything is timed: an engine that must be built is built now, and what is wrong
     # is said by the error it is.
-    with Classifier.load(opened, engine=plan.engine, threads=plan.threads) as classifier:
-        info, chosen = classifier.info, classifier.selection
-    precision = next(
-        variant.model.precision
-        for variant in opened.manifest.variants
-        if chosen is None or variant.name == chosen.variant
-    )
-    on_gpu = any(part in info.provider for part in GPU_PROVIDERS)
+    ran = _open_once(opened, plan)
+    other_ran = ran if other is None else _open_once(other, plan)
+    on_gpu = any(part in ran.setup.provider for part in GPU_PROVIDERS)
     with live.task("timing", None) as advance:
 
         def progress(note: str) -> None:
@@ -99,21 +95,20 @@ def bench(request: Request, live: Show) -> tuple[BenchRecord, BenchRecord | None
             watch=live.glimpse if request.watch else None,
         )
     after = read_state(request.root)
-    other = Bundle.open(plan.against) if plan.against is not None else None
     machine, when = read_machine(request.root), datetime.now(timezone.utc).isoformat(timespec="seconds")
 
-    def put_together(opened: Bundle, measured: Measured, partner: str) -> BenchRecord:
+    def put_together(opened: Bundle, ran: Ran, measured: Measured, partner: str) -> BenchRecord:
         record = BenchRecord(
             when=when,
             bundle=BundleFacts(
                 name=opened.manifest.name,
                 digest=opened.manifest.digest,
                 target=opened.manifest.target,
-                precision=precision,
+                precision=ran.precision,
                 size_bytes=sum(len(data) for data in opened.files.values()),
                 stand_in=opened.manifest.stand_in,
             ),
-            setup=Setup(info.name, info.provider, info.version, plan.threads, info.batch),
+            setup=ran.setup,
             machine=machine,
             before=before,
             after=after,
@@ -129,10 +124,34 @@ def bench(request: Request, live: Show) -> tuple[BenchRecord, BenchRecord | None
         )
         return replace(record, notes=(*record.notes, *record.disturbances, *_elsewhere(record)))
 
-    record = put_together(opened, measured, other.manifest.digest if other else "")
+    record = put_together(opened, ran, measured, other.manifest.digest if other else "")
     if other is None or measured.against is None:
         return record, None
-    return record, put_together(other, measured.against, opened.manifest.digest)
+    return record, put_together(other, other_ran, measured.against, opened.manifest.digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What of a bundle runs here.
+
+    Attributes:
+        setup: The engine.
+        precision: Of the variant that it took.
+    """
+
+    setup: Setup
+    precision: str
+
+
+def _open_once(opened: Bundle, plan: Plan) -> Ran:
+    with Classifier.load(opened, engine=plan.engine, threads=plan.threads) as classifier:
+        info, chosen = classifier.info, classifier.selection
+    precision = next(
+        variant.model.precision
+        for variant in opened.manifest.variants
+        if chosen is None or variant.name == chosen.variant
+    )
+    return Ran(Setup(info.name, info.provider, info.version, plan.threads, info.batch), precision)
 
 
 def find_samples(request: Request, classes: Sequence[str]) -> tuple[Sample, ...]:

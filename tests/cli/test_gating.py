@@ -177,12 +177,15 @@ def test_a_baseline_is_accepted_listed_shown_and_used(measured: Path, tmp_path: 
     assert run("report", other, "--baseline", path, "--across", "--fail-on", "never").returncode == 0
 
 
-def test_two_bundles_take_turns(bundle: Path, tmp_path: Path) -> None:
+def test_two_bundles_take_turns(bundle: Path, small: Any, tmp_path: Path) -> None:
     base = tmp_path / "base.jsonl"
-    done = run("bench", bundle, *FAST, "--json", "--against", bundle, "--against-record", base)
+    other = small.pack(tmp_path, bundle / "model.onnx", small.vectors, "float16")
+    done = run("bench", bundle, *FAST, "--json", "--against", other, "--against-record", base)
     assert done.returncode == 0, done.stderr
     now, before = json.loads(done.stdout), json.loads(base.read_text())
-    assert now["interleaved_with"] == before["bundle"]["digest"] == before["interleaved_with"]
+    assert (now["bundle"]["precision"], before["bundle"]["precision"]) == ("float32", "float16")
+    assert now["interleaved_with"] == before["bundle"]["digest"] != now["bundle"]["digest"]
+    assert before["interleaved_with"] == now["bundle"]["digest"]
     assert now["when"] == before["when"] and now["latency"] != before["latency"]
 
 
