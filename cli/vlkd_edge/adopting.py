@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -134,7 +135,7 @@ def _detect(request: Request, dataset: DomainDataset, usable: Sequence[Sample]) 
     # Of two that do equally well either will do: by construction they hardly differ on these images.
     best = max(scores, key=lambda name: scores[name][0])
     table = ", ".join(f"{name} {accuracy:.1%}" for name, (_, accuracy) in scores.items())
-    if scores[best][1] < 2 / len(dataset.classes):
+    if scores[best][1] < clear_of_chance(len(dataset.classes), len(samples)):
         msg = (
             f"Cannot tell how {request.model} wants its input: with no known normalisation it is clearly better than "
             f"chance on {len(samples)} source images ({table}). Give --normalise, or --mean and --std; and check that "
@@ -142,6 +143,12 @@ def _detect(request: Request, dataset: DomainDataset, usable: Sequence[Sample]) 
         )
         raise ConfigError(msg)
     return forms[best], f"'{best}', detected on {len(samples)} labelled source images ({table})"
+
+
+def clear_of_chance(classes: int, images: int) -> float:
+    """Accuracy that hardly any guessing reaches: three standard deviations above its mean, and two images at least."""
+    chance = 1 / classes
+    return max(chance + 3 * math.sqrt(chance * (1 - chance) / images), 2 / images)
 
 
 def _for_detection(usable: Sequence[Sample]) -> tuple[Sample, ...]:
