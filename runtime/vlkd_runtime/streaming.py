@@ -58,7 +58,8 @@ def run_stream(
         batch: Images per run of the network.
         ahead: Most images that wait.
         workers: Threads that read files; None takes `default_workers`.
-        on_error: Raise the error of an image that cannot be read, or give it in the image's place.
+        on_error: Raise the error of an image that cannot be read, after the answers to those before it, or give it
+            in the image's place.
         whole_batches: Wait for ``batch`` images before a run, as long as more may come.
 
     Raises:
@@ -119,12 +120,14 @@ def _answer(
         try:
             found.append(future.result())
         except ImageError as error:
-            if on_error == "raise":
-                raise
             found.append(error)
+            if on_error == "raise":
+                break
     whole = [image for image in found if not isinstance(image, ImageError)]
     answers = iter(answer(whole) if whole else [])
     for image in found:
+        if isinstance(image, ImageError) and on_error == "raise":
+            raise image
         yield image if isinstance(image, ImageError) else next(answers)
 
 

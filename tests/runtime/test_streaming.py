@@ -152,6 +152,19 @@ def test_unreadable_images(classifier: Classifier, tiny: Any, tmp_path: Path) ->
         next(stream)
 
 
+def test_images_before_an_unreadable_one_are_answered_whatever_the_batch(
+    make_tiny_batched: Any, tmp_path: Path
+) -> None:
+    tiny = make_tiny_batched(3)
+    sources = [tiny.golden.images[0], tiny.golden.images[1], tmp_path / "gone.png", tiny.golden.images[2]]
+    folder = write_bundle(tmp_path / "b", tiny.draft, tiny.files)
+    with Classifier.load(folder, threads=1, cache=None) as classifier:
+        stream = classifier.stream(sources)
+        assert [type(next(stream)) for _ in range(2)] == [Prediction, Prediction]
+        with pytest.raises(ImageError, match=r"gone\.png"):
+            next(stream)
+
+
 def test_an_error_of_the_source_comes_through_after_its_images(classifier: Classifier, tiny: Any) -> None:
     def broken() -> Iterator[np.ndarray]:
         yield tiny.golden.images[0]
