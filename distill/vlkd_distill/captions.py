@@ -75,7 +75,8 @@ def read_captions(path: Path, samples: Sequence[Sample]) -> tuple[str, ...]:
 
 
 def _json_lines(text: str, path: Path) -> Iterator[tuple[int, Any, Any]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    # split("\n") and not splitlines(): a caption may hold U+2028, which ends a line for splitlines.
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:

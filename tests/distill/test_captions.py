@@ -43,6 +43,13 @@ def test_captions_come_in_the_order_of_the_images(tmp_path: Path, suffix: str) -
     assert read_captions(path, [dog]) == ('a dog,\n"sitting"',)
 
 
+def test_a_caption_may_hold_what_ends_a_line_elsewhere(tmp_path: Path) -> None:
+    lines = [{"image": sample.image, "caption": "a cat\u2028on two lines"} for sample in SAMPLES]
+    path = tmp_path / "captions.jsonl"
+    path.write_text("\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines), newline="")
+    assert set(read_captions(path, SAMPLES)) == {"a cat\u2028on two lines"}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "error", "message"),
     [
