@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vlkd_bench.tablenotes import how_it_was_made
 from vlkd_runtime.atomic import write_text
 
 ROOT = Path(__file__).parent
@@ -100,16 +101,7 @@ def render(result: dict[str, Any]) -> str:
         against = "" if title in ("vlkd", "teacher") else _mean(gaps, "+")
         accuracy, source = (_mean([row[key] for row in rows]) for key in ("accuracy", "source_accuracy"))
         lines.append(f"| {title} | {accuracy} | {against} | {source} |")
-    lines += [
-        "",
-        "## How it was made",
-        "",
-        f"    {result['command']}",
-        "",
-        f"Machine: {result['machine']}.",
-        "",
-    ]
-    lines += [", ".join(f"{name} {value}" for name, value in result["settings"].items()) + "."]
+    lines += how_it_was_made(result["command"], result["machine"], result["settings"])
     return "\n".join(lines) + "\n"
 
 

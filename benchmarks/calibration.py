@@ -25,6 +25,7 @@ from rich.console import Console
 
 from vlkd_bench.machine import read_machine
 from vlkd_bench.samples import Sample
+from vlkd_bench.tablenotes import how_it_was_made
 from vlkd_compress.calibrated import Calibration
 from vlkd_compress.calibration import select_by_coverage, select_calibration
 from vlkd_compress.ranking import run
@@ -212,7 +213,7 @@ def render(table: dict[str, Any], asked: argparse.Namespace) -> str:
                 error = np.std(found, ddof=1) / np.sqrt(len(found))
                 cells.append(f"{np.mean(found):.2f} ± {error:.2f}")
             lines.append(f"| {method} | {count} | {' | '.join(cells)} |")
-    lines += ["", "## How it was made", "", f"    {table['command']}", "", f"Machine: {table['machine']}."]
+    lines += how_it_was_made(table["command"], table["machine"])
     return "\n".join(lines) + "\n"
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkd_bench.machine import Machine
+from vlkd_bench.tablenotes import how_it_was_made
 from vlkd_runtime.atomic import write_text
 
 RESULTS = Path(__file__).parent / "results"
@@ -173,7 +174,7 @@ def render(table: dict[str, Any], title: str) -> str:
         for what, key in ((f"TensorRT's dialect ({item['target']})", "tensorrt"), ("the processor", "cpu")):
             if item[key]:
                 lines += ["", f"## The ladder for {item['held_out']}, {what}", "", *_ladder(item[key])]
-    lines += ["", "## How it was made", "", f"    {table['command']}", "", f"Machine: {table['machine']}."]
+    lines += how_it_was_made(table["command"], table["machine"])
     return "\n".join(lines) + "\n"
 
 

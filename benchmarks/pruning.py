@@ -24,6 +24,7 @@ from vlkd_bench.accuracy import summarise
 from vlkd_bench.machine import read_machine
 from vlkd_bench.paired import judge
 from vlkd_bench.predictions import PredictionRow
+from vlkd_bench.tablenotes import how_it_was_made
 from vlkd_compress.prune.settings import Importance, Pruned
 from vlkd_compress.speed import race
 from vlkd_edge import calibrating, configfile, learn, pruning, teach
@@ -213,16 +214,8 @@ def render(result: dict[str, Any]) -> str:
         lines.append(
             f"| {row['importance']} | {row['what']} | {macs} | {weights} | {speed} | {accuracy} | {drop} |"
         )
-    lines += [
-        "",
-        "## How it was made",
-        "",
-        f"    {result['command']}",
-        "",
-        f"Machine: {result['machine']}.",
-        "",
-    ]
-    return "\n".join(lines)
+    lines += how_it_was_made(result["command"], result["machine"])
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

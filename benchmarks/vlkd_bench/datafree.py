@@ -9,6 +9,7 @@ from typing import Any, Final
 from vlkd_runtime.errors import DataError
 
 from .leaveout import Cell, LeaveOutTable, MethodSummary, summarise_cells
+from .tablenotes import how_it_was_made
 
 REAL: Final = "real"
 AIM: Final = 0.85
@@ -144,8 +145,7 @@ class DataFreeTable:
         lines += ["", *(f"- {sentence}" for sentence in (*self.findings(), *self.notes))]
         lines += ["", "## The rows", ""]
         lines += [f"- `{name}`: {self.meaning[name]}" for name in dict.fromkeys(c.method for c in self.cells)]
-        lines += ["", "## How it was made", "", f"    {self.command}", "", f"Machine: {self.machine}.", ""]
-        lines += [", ".join(f"{name} {value}" for name, value in self.settings.items()) + "."]
+        lines += how_it_was_made(self.command, self.machine, self.settings)
         return "\n".join(lines) + "\n"
 
     def _line(self, summary: MethodSummary) -> str:

@@ -20,8 +20,9 @@ from typing import Any, Final
 
 from vlkd_runtime.errors import DataError
 
-from .leaveout import TEACHER, who_saw_what
+from .leaveout import TEACHER
 from .predictions import PredictionRow
+from .tablenotes import how_it_was_made, who_saw_what
 
 CE_ONLY: Final = "ce-only"
 
@@ -232,8 +233,7 @@ class DisjointTable:
         lines += ["", "Unseen classes:", ""]
         lines += [f"- seed {seed}: {', '.join(names)}" for seed, names in sorted(drawn.items())]
         lines += who_saw_what(self.contract)
-        lines += ["", "## How it was made", "", f"    {self.command}", "", f"Machine: {self.machine}.", ""]
-        lines += [", ".join(f"{name} {value}" for name, value in self.settings.items()) + "."]
+        lines += how_it_was_made(self.command, self.machine, self.settings)
         return "\n".join(lines) + "\n"
 
     def picture(self) -> bytes:

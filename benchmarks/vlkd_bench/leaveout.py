@@ -18,6 +18,8 @@ from typing import Any, Final
 
 from vlkd_runtime.errors import DataError
 
+from .tablenotes import how_it_was_made, who_saw_what
+
 TEACHER: Final = "teacher"
 BASELINE: Final = "erm"
 
@@ -141,12 +143,6 @@ def _difference(own: Any, other: Any) -> str:
     return ", ".join(f"{name} {own.get(name)!r} and {other.get(name)!r}" for name in names)
 
 
-def who_saw_what(contract: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The data contract as lines of Markdown, a sentence or two a method; nothing where none is recorded."""
-    texts = dict.fromkeys(f"- {one['method']}: {one['text']}" for one in contract)
-    return ["", "## Who saw what", "", *texts] if texts else []
-
-
 @dataclass(frozen=True, slots=True)
 class LeaveOutTable:
     """A table with everything needed to make it again.
@@ -226,10 +222,7 @@ class LeaveOutTable:
             seeds = "" if summary.method == TEACHER else str(summary.seeds)
             lines.append(f"| {summary.method} | {seeds} | " + " | ".join(texts) + " |")
         lines += who_saw_what(self.contract)
-        commands = [f"    {line}" for line in self.command.splitlines()]
-        machines = [f"Machine: {line}." for line in self.machine.splitlines()]
-        lines += ["", "## How it was made", "", *commands, "", *machines, ""]
-        lines += [", ".join(f"{name} {value}" for name, value in self.settings.items()) + "."]
+        lines += how_it_was_made(self.command, self.machine, self.settings)
         return "\n".join(lines) + "\n"
 
     def with_more(self, more: LeaveOutTable) -> LeaveOutTable:

@@ -1,0 +1,27 @@
+"""What stands below every table: who saw what, and how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def who_saw_what(contract: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The data contract as lines of Markdown, a sentence or two a method; nothing where none is recorded."""
+    texts = dict.fromkeys(f"- {one['method']}: {one['text']}" for one in contract)
+    return ["", "## Who saw what", "", *texts] if texts else []
+
+
+def how_it_was_made(command: str, machine: str, settings: Mapping[str, Any] | None = None) -> list[str]:
+    """What to run for the same table again, as lines of Markdown.
+
+    Args:
+        command: what was run; a line for each run that added to the table.
+        machine: where, in words; likewise.
+        settings: what the numbers rest on.
+    """
+    lines = ["", "## How it was made", "", *(f"    {line}" for line in command.splitlines()), ""]
+    lines += [f"Machine: {line}." for line in machine.splitlines()]
+    if settings is not None:
+        lines += ["", ", ".join(f"{name} {value}" for name, value in settings.items()) + "."]
+    return lines
