@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -85,8 +85,8 @@ def number(rng: np.random.Generator, data: bytes) -> bytes:
     value = int(rng.choice([0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF]))
     size = int(rng.choice([2, 4]))
     position = int(rng.integers(0, max(1, len(data) - size)))
-    order = "little" if rng.random() < 0.5 else "big"
-    packed = (value & (256**size - 1)).to_bytes(size, "little" if order == "little" else "big")
+    order: Literal["little", "big"] = "little" if rng.random() < 0.5 else "big"
+    packed = (value & (256**size - 1)).to_bytes(size, order)
     return data[:position] + packed + data[position + size :]
 
 
@@ -132,7 +132,7 @@ def _truncate(rng: np.random.Generator, whole: bytes) -> Case:
 def _container(rng: np.random.Generator, whole: bytes) -> Case:
     """Damage headers and directory, and seal the result again."""
     body = whole[:-COMMENT_LENGTH]
-    head = body[: body.rindex(b"PK\x01\x02") - 0]
+    head = body[: body.rindex(b"PK\x01\x02")]
     damaged = number(rng, body[len(head) :]) if rng.random() < 0.5 else flip(rng, body[len(head) :], 3)
     return Case(_seal(head + damaged))
 
