@@ -87,7 +87,8 @@ class Workspace:
 
     @staticmethod
     def _run(name: str, inputs: Mapping[str, Any], final: Path, work: Callable[[Path], None]) -> float:
-        part = final.with_suffix(".part")
+        # Not with_suffix: a name may hold a point, behind which its key is.
+        part = final.with_name(f"{final.name}.part")
         part.mkdir(parents=True, exist_ok=True)
         for left in part.glob(".*.tmp"):  # of a write that was killed
             left.unlink()

@@ -44,6 +44,19 @@ def test_a_killed_stage_goes_on_from_what_it_left(tmp_path: Path) -> None:
     assert space.stage("work", {}, goes_on).folder == space.place("work", {})[1]
 
 
+def test_stages_with_a_point_in_their_name_do_not_go_on_from_each_other(tmp_path: Path) -> None:
+    space = Workspace(tmp_path, tmp_path / "cache")
+
+    def dies(folder: Path) -> None:
+        (folder / "half").write_text("of another seed")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        space.stage("macs88.8", {"seed": 0}, dies)
+    found = space.stage("macs88.8", {"seed": 1}, lambda folder: None)
+    assert not (found.folder / "half").exists()
+
+
 def test_two_builds_in_one_folder_are_refused(tmp_path: Path) -> None:
     with locked(tmp_path), pytest.raises(UsageError, match="Another build is running"), locked(tmp_path):
         pass
