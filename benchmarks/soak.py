@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import threading
@@ -36,7 +37,7 @@ WARM_UP_SHARE = 0.1
 def resident_bytes() -> int:
     """Resident set of this process."""
     fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
-    return int(fields[1]) * 4096
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def growth(samples: Sequence[int]) -> dict[str, float]:
@@ -139,7 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "most_growth_share": MOST_GROWTH,
         "engine": engine,
         "stand_in": "A network of a few random numbers; what is exercised is the library around it.",
-        "command": f"python benchmarks/soak.py --predictions {asked.predictions} --minutes {asked.minutes:g}",
+        "command": f"python benchmarks/soak.py --predictions {asked.predictions} --minutes {asked.minutes:g} "
+        f"--threads {asked.threads}",
         "machine": read_machine().describe(),
         "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

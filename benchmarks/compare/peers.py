@@ -114,8 +114,9 @@ def _command(asked: argparse.Namespace, bundle: Bundle) -> str:
     pythons = "".join(f" --{name}-python VENV/bin/python" for name in named)
     return (
         f"vlkd-edge build --target {bundle.manifest.target} --out OUT && python benchmarks/compare/peers.py OUT "
-        f"--data {where} --held-out {asked.held_out} --images {asked.images} --rounds {asked.rounds} "
-        f"--calls {asked.calls}{pythons}"
+        f"--data {where} --held-out {asked.held_out} --images {asked.images} "
+        f"--calibration-images {asked.calibration_images} --rounds {asked.rounds} --calls {asked.calls} "
+        f"--seed {asked.seed}{pythons}"
     )
 
 

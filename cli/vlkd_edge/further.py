@@ -1,4 +1,4 @@
-"""Further variants of the network that ships, each under the guard and the preflight like the first.
+"""Further variants of the network that ships: float16, guarded and preflighted like the first, and the float graph.
 
 A bundle's first graph is the boldest that passed. An engine that this one would slow down, such as TensorRT for RTX
 with INT8 convolutions, takes a further one instead. On each device exactly one of them runs, and each is judged with
@@ -36,7 +36,8 @@ class Further:
         model: its ONNX file; None where it does not ship.
         reason: why it ships or does not, in one sentence.
         verdict: the guard's; None for the float graph, which is what the guard compares with.
-        preflight: what the preflight said; None where it was not asked.
+        preflight: what the preflight said; None where it was not asked, as for the float graph, which
+            `vlkd-edge preflight` of the finished bundle asks about.
     """
 
     name: str
@@ -65,7 +66,7 @@ def wanted(names: tuple[VariantName, ...], target: Target) -> tuple[VariantName,
 
 
 def judge(shared: ship.Shipping, compressed: ship.Compressed) -> tuple[Further, ...]:
-    """Make, judge and preflight each further variant that was asked for.
+    """Make each further variant that was asked for, and judge and preflight those that change anything.
 
     Args:
         shared: what the stages share.

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from vlkd_runtime.errors import DataError
+from vlkd_runtime.errors import DataError, first_line
 
 from .fold import STANDARD_DOMAINS
 from .graph import EMBEDDING, LINEARS, LOGITS, Graph, load, name_nodes, save, unused
@@ -158,7 +158,7 @@ def _modern(model: onnx.ModelProto, where: Path, changed: list[str]) -> onnx.Mod
     except Exception as error:  # the converter raises plain runtime errors of its own
         msg = (
             f"{where} has opset {version}; expected {OPSET_RANGE.start} to {OPSET_RANGE.stop - 1}, and onnx cannot "
-            f"convert it: {str(error).splitlines()[0]}. Export it with opset {OPSET}."
+            f"convert it: {first_line(error)}. Export it with opset {OPSET}."
         )
         raise DataError(msg) from error
     name_nodes(converted)

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import onnxruntime as ort
 
-from vlkd_runtime.errors import RefusalError
+from vlkd_runtime.errors import RefusalError, first_line
 
 from .graph import name_nodes
 
@@ -35,7 +35,7 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
         except Exception as error:  # ONNX Runtime raises a dozen types of its own, all plain exceptions
             msg = (
                 f"Expected a graph that ONNX Runtime {ort.__version__} can run, found: "
-                f"{str(error).splitlines()[0][:300]} Export the network with operators that it has."
+                f"{first_line(error)[:300]}. Export the network with operators that it has."
             )
             raise RefusalError(msg) from error
         folded = onnx.load(target)

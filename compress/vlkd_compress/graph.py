@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from vlkd_runtime.atomic import write_bytes
-from vlkd_runtime.errors import DataError
+from vlkd_runtime.errors import DataError, first_line
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 LINEARS = frozenset({"Gemm", "MatMul"})
@@ -161,7 +161,7 @@ def load(path: Path) -> onnx.ModelProto:
         model = onnx.load(path)
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf, onnx and the file system each raise their own kind
-        msg = f"Expected an ONNX model at {path}, found: {str(error).splitlines()[0]} Export it again."
+        msg = f"Expected an ONNX model at {path}, found: {first_line(error)}. Export it again."
         raise DataError(msg) from error
     name_nodes(model)
     return model

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vlkd_runtime.atomic import write_bytes
-from vlkd_runtime.errors import DataError
+from vlkd_runtime.errors import DataError, first_line
 from vlkd_runtime.tensorfile import read_tensors, write_tensors
 
 from .narrowing import fit
@@ -103,5 +103,5 @@ def load_weights(path: Path, student: nn.Module) -> None:
     try:
         student.load_state_dict(tensors)
     except RuntimeError as error:
-        msg = f"The weights in {path} belong to another network: {str(error).splitlines()[0]}"
+        msg = f"The weights in {path} belong to another network: {first_line(error)}"
         raise DataError(msg) from error

@@ -18,11 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlkd_runtime.errors import ConfigError
+from vlkd_runtime.errors import ConfigError, first_line
 from vlkd_runtime.preprocess import PreprocessSpec
 
 from .prompting import encode_images, takes_visual_prompts
-from .quiet import first_line
 from .students import Student
 from .teachers import OpenClipTeacher
 

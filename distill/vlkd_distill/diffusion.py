@@ -13,9 +13,9 @@ from typing import Any
 
 from PIL import Image
 
-from vlkd_runtime.errors import UnavailableError
+from vlkd_runtime.errors import UnavailableError, first_line
 
-from .quiet import first_line, quiet
+from .quiet import quiet
 from .synthesis import text_of
 from .synthspecs import DiffusionSettings
 from .teacher_names import content_key

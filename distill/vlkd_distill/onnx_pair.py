@@ -31,11 +31,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vlkd_runtime.errors import ConfigError, UnavailableError
+from vlkd_runtime.errors import ConfigError, UnavailableError, first_line
 from vlkd_runtime.strictjson import Fields, JsonProblems, parse
 
 from .answers import FloatArray, refuse_not_finite, unit_rows
-from .quiet import first_line, quiet
+from .quiet import quiet
 from .teacher_names import HF_INSTALL, check_name, teacher_key
 
 Tokenize = Callable[[Sequence[str]], tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]

@@ -20,9 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vlkd_runtime.errors import UnavailableError
-
-from .quiet import first_line
+from vlkd_runtime.errors import UnavailableError, first_line
 
 _HOST = "127.0.0.1"
 

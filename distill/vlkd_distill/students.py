@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vlkd_runtime.errors import ConfigError, UnavailableError
+from vlkd_runtime.errors import ConfigError, UnavailableError, first_line
 from vlkd_runtime.vectors import ClassVectors
 
 from .losses import unit
-from .quiet import first_line, quiet
+from .quiet import quiet
 from .specs import CLIP_PREFIX, StudentSpec
 from .teacher_names import check_name
 

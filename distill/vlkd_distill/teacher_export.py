@@ -20,14 +20,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vlkd_runtime.atomic import atomic_folder, write_bytes
-from vlkd_runtime.errors import ConfigError, DataError, ParityError, UnavailableError
+from vlkd_runtime.errors import ConfigError, DataError, ParityError, UnavailableError, first_line
 from vlkd_runtime.tensorfile import write_tensors
 
 from .answers import refuse_not_finite
 from .embedding_store import STORE_FORMAT
 from .losses import unit
 from .onnx_pair import OnnxPairTeacher, PairSpec
-from .quiet import first_line, quiet
+from .quiet import quiet
 from .teacher_names import HF_INSTALL, check_name, folder_of, form_of, open_clip_names
 
 OPSET = 20

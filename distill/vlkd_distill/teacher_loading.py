@@ -19,13 +19,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlkd_runtime.errors import ConfigError, DataError, UnavailableError, VlkdError
+from vlkd_runtime.errors import ConfigError, DataError, UnavailableError, VlkdError, first_line
 
 from .answers import refuse_not_finite, unit_rows
 from .embedding_store import StoreTeacher
 from .onnx_pair import OnnxPairTeacher
 from .querybudget import BudgetedTeacher
-from .quiet import first_line
 from .teacher_names import call_parts, check_name, form_of, store_files, teacher_key
 from .teachers import OpenClipTeacher, Teacher
 

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from vlkd_runtime.errors import UnavailableError
+from vlkd_runtime.errors import UnavailableError, first_line
 
 from .losses import unit
-from .quiet import first_line, quiet
+from .quiet import quiet
 from .teacher_names import check_name, folder_of, open_clip_names
 
 FloatArray = npt.NDArray[np.float32]

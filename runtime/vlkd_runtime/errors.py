@@ -76,3 +76,9 @@ class CalibrationError(RefusalError):
 
 class GuardError(RefusalError):
     """No candidate kept its accuracy on the held-out domains within the budget."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, without its full stop."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")
