@@ -5,7 +5,7 @@ Letters used in shapes: H and W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ from .fold import fold
 from .graph import Graph, load
 from .inputs import check_images, require_float, require_head
 from .ranges import Observed, RangeTable, observe
+
+MOST_NAMED = 3
 
 
 class Calibration:
@@ -78,9 +80,18 @@ class Calibration:
         """Refuse a plan with nothing in it.
 
         Raises:
-            RefusalError: lists why each layer stays float.
+            RefusalError: lists why layers stay float, those with the same reason together.
         """
         if not planned:
-            listed = "; ".join(f"{node}: {reason}" for node, reason in kept)
+            alike: dict[str, list[str]] = {}
+            for node, reason in kept:
+                alike.setdefault(reason, []).append(node)
+            listed = "; ".join(f"{_some(nodes)}: {reason}" for reason, nodes in alike.items())
             msg = f"Found nothing to quantize in {self.model}: {listed or 'no convolution or linear layer'}"
             raise RefusalError(msg)
+
+
+def _some(nodes: Sequence[str]) -> str:
+    """Name a few nodes and count the others."""
+    named, more = nodes[:MOST_NAMED], len(nodes) - MOST_NAMED
+    return ", ".join(named) + (f" and {more} more" if more > 0 else "")
