@@ -1,5 +1,8 @@
 """Prunes one student by each importance, before and after recovery, and writes what it cost on every domain.
 
+With ``--control`` the unpruned student is trained on for as long as the pruned ones recover, so that what the further
+epochs give is told apart from what pruning takes.
+
 Example:
     python benchmarks/pruning.py -c distill/recipes/pacs-standin.toml --var pacs=DATA --var teacher=TEACHER \
         --set compress.prune.target=macs:0.6 --name pacs-pruning --out vlkd-out/pruning
@@ -28,7 +31,7 @@ from vlkd_bench.tablenotes import how_it_was_made
 from vlkd_compress.prune.settings import Importance, Pruned
 from vlkd_compress.speed import race
 from vlkd_edge import calibrating, configfile, learn, pruning, teach
-from vlkd_edge.climbing import LAST, Climber, Task, dialect_of, recipes
+from vlkd_edge.climbing import LAST, Climber, Start, Task, dialect_of, recipes
 from vlkd_edge.config import Config
 from vlkd_edge.facts import Images, stand_ins
 from vlkd_edge.progress import Live
@@ -51,6 +54,9 @@ def main() -> None:
     parser.add_argument(
         "--recover", nargs="*", choices=IMPORTANCES, help="only these are recovered; all without the option"
     )
+    parser.add_argument(
+        "--control", action="store_true", help="train the unpruned student on for as long, too"
+    )
     parser.add_argument("--name", default="pruning", help="of the two files")
     parser.add_argument("--out", type=Path, default=Path("vlkd-out/pruning"), help="folder of the runs")
     parser.add_argument("--cache", type=Path, help="where teacher embeddings are kept")
@@ -58,10 +64,14 @@ def main() -> None:
     config = configfile.load(asked.config, asked.var, asked.settings)
     with locked(asked.out):
         runs = Runs.open(config, asked.out, asked.cache or asked.out / "cache")
-        rows = runs.rows(asked.importance, asked.importance if asked.recover is None else asked.recover)
+        recovered = asked.importance if asked.recover is None else asked.recover
+        rows = runs.rows(asked.importance, recovered, control=asked.control)
     words = [f"--set {setting}" for setting in asked.settings]
+    if tuple(asked.importance) != IMPORTANCES:
+        words.append(f"--importance {' '.join(asked.importance)}")
     if asked.recover is not None:
         words.append(f"--recover {' '.join(asked.recover)}")
+    words += ["--control"] * asked.control
     words += [f"--var {value.partition('=')[0]}=..." for value in asked.var]
     result = {
         "command": f"python benchmarks/pruning.py -c {asked.config} {' '.join(words)} --name {asked.name}",
@@ -124,14 +134,22 @@ class Runs:
         return cls(config, learning, shared, images, slimming, Climber(task, learning.workspace, live))
 
     def rows(
-        self, importances: Sequence[Importance], recovered: Sequence[Importance]
+        self, importances: Sequence[Importance], recovered: Sequence[Importance], *, control: bool
     ) -> list[dict[str, Any]]:
-        """The table: the student, its INT8, and for each importance unrecovered, recovered and INT8."""
+        """The table: the student, its INT8, and for each importance unrecovered, recovered and INT8.
+
+        The control has rows of its own, below the student's.
+        """
         chosen = recipes(self.config.compress.candidates, self.config.device())
         recipe = next(item for item in chosen if item.kind not in LAST)
         floating = self.slimming.floating
         found = [self._row("unpruned", "float", floating, None)]
         found.append(self._row("unpruned", recipe.name, self.climber.candidate(recipe), None))
+        if control:
+            longer = self._longer()
+            found.append(self._row("unpruned", "trained on, float", longer.stage, None))
+            candidate = self.climber.candidate(recipe, longer)
+            found.append(self._row("unpruned", f"trained on, {recipe.name}", candidate, None))
         (cut, *_) = pruning.cuts(dataclasses.replace(self.config.compress.prune, sparsity="none"))
         for importance in importances:
             for epochs in (0, self.config.compress.prune.epochs) if importance in recovered else (0,):
@@ -150,6 +168,16 @@ class Runs:
             self.learning, config=dataclasses.replace(self.config, compress=compress)
         )
         return dataclasses.replace(self.slimming, learning=learning)
+
+    def _longer(self) -> Start:
+        """The unpruned student after the epochs that a pruned one recovers for, at the same rate."""
+        settings, slimming = self.config.compress.prune, self.slimming
+        rate = settings.lr or 0.5 * self.config.distill.lr
+        changed = teach.Changed(slimming.trained, settings.epochs, rate)
+        stage = teach.train(
+            self.learning, slimming.method, slimming.samples, slimming.store, slimming.vectors, changed
+        )
+        return Start(slimming.export(stage), ("trained on",))
 
     def _answers(self, title: str, graph: StageResult, *, every: bool) -> dict[str, PredictionRow]:
         asked = (*self.images.test, *(self.images.guarded if every else ()))
@@ -188,12 +216,14 @@ def render(result: dict[str, Any]) -> str:
     """The table as Markdown."""
     domains = list(result["rows"][0]["accuracy"])
     held_out = result["held_out"]
+    control = any(row["what"].startswith("trained on") for row in result["rows"])
     lines = ["# Pruning by importance", ""]
     lines += [f"> {sentence}" for sentence in result["stand_ins"]]
     lines += [
         "",
         f"{result['student']}, {result['epochs']} epochs, held out: {', '.join(held_out)}. Target "
-        f"{result['settings']['target']}, recovery {result['settings']['epochs']} epochs of the same distillation.",
+        f"{result['settings']['target']}, recovery {result['settings']['epochs']} epochs of the same distillation"
+        + (", for which the unpruned student was trained on, too." if control else "."),
         "Top-1 accuracy in percent on test images, measured on the exported graph through the device library; *drop* "
         "is the worst held-out domain's against the unpruned float student, in points, with the guard's upper bound at "
         "95 % and the number of images, which are all of the domain's for INT8 and its test images for float; *speed* "
