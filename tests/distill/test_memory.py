@@ -92,15 +92,16 @@ def test_a_training_holds_a_small_part_of_what_it_reads(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_four_times_the_images_need_no_more_memory(tmp_path: Path) -> None:
+def test_eight_times_the_images_need_no_more_memory(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    for index in range(1000):
+    for index in range(2000):
         small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
         small.resize((320, 320)).save(tmp_path / f"{index:04d}.jpg")
     found = []
-    for count, epochs in ((250, 4), (1000, 1)):  # the same number of steps
+    for count, epochs in ((250, 8), (2000, 1)):  # the same number of steps
         words = [sys.executable, str(CHILD), str(tmp_path), *map(str, (count, 320, epochs))]
         done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=900)
         found.append(json.loads(done.stdout))
     more = found[1]["pixels_mib"] - found[0]["pixels_mib"]
-    assert more > 200 and found[1]["peak_mib"] - found[0]["peak_mib"] < more / 2, found
+    # The peak of one and the same run differs by up to 180 MiB from time to time; more is twice that and over.
+    assert more > 500 and found[1]["peak_mib"] - found[0]["peak_mib"] < more / 2, found
