@@ -27,15 +27,20 @@ def test_done_once_and_again_when_an_input_changes(tmp_path: Path) -> None:
     assert ran == [1, 2]
 
 
-def test_a_killed_stage_goes_on_from_what_it_left(tmp_path: Path) -> None:
-    space = Workspace(tmp_path, tmp_path / "cache")
+def kill(space: Workspace, name: str, inputs: dict[str, int], words: str) -> None:
+    """Interrupt a stage that has written something."""
 
     def dies(folder: Path) -> None:
-        (folder / "half").write_text("kept")
+        (folder / "half").write_text(words)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        space.stage("work", {}, dies)
+        space.stage(name, inputs, dies)
+
+
+def test_a_killed_stage_goes_on_from_what_it_left(tmp_path: Path) -> None:
+    space = Workspace(tmp_path, tmp_path / "cache")
+    kill(space, "work", {}, "kept")
     assert not space.place("work", {})[1].exists()
 
     def goes_on(folder: Path) -> None:
@@ -46,13 +51,7 @@ def test_a_killed_stage_goes_on_from_what_it_left(tmp_path: Path) -> None:
 
 def test_stages_with_a_point_in_their_name_do_not_go_on_from_each_other(tmp_path: Path) -> None:
     space = Workspace(tmp_path, tmp_path / "cache")
-
-    def dies(folder: Path) -> None:
-        (folder / "half").write_text("of another seed")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        space.stage("macs88.8", {"seed": 0}, dies)
+    kill(space, "macs88.8", {"seed": 0}, "of another seed")
     found = space.stage("macs88.8", {"seed": 1}, lambda folder: None)
     assert not (found.folder / "half").exists()
 
