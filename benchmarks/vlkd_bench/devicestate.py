@@ -15,10 +15,11 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .jsonvalues import decode, encode
+from .sensors.nvml import GpuState, read_gpu
 from .software import read
 
 # A clock that ends this much lower than it began was taken down by something.
@@ -33,7 +34,7 @@ class DeviceState:
     """The device at one moment. What it does not tell is None, "" or absent, never zero.
 
     Attributes:
-        power_mode: Name of the power mode (nvpmodel's on a Jetson), or "".
+        power_mode: Name of the power mode (nvpmodel's on a Jetson; the power limit of a GPU in use), or "".
         governor: CPU frequency governor, several joined by ", ", or "".
         cpu_mhz: Current clock of each core.
         cpu_max_mhz: Highest clock the governor may choose, of the fastest core.
@@ -84,19 +85,27 @@ class DeviceState:
         return ", ".join(parts) or "the system tells neither power mode, clocks nor temperatures"
 
 
-def read_state(root: Path = Path("/"), *, mode: bool = True) -> DeviceState:
+def read_state(
+    root: Path = Path("/"),
+    *,
+    mode: bool = True,
+    on_gpu: bool = False,
+    ask_driver: Callable[[], GpuState | None] | None = None,
+) -> DeviceState:
     """Read the state of this device.
 
     Args:
         root: Where /sys, /proc, /etc and /var are found; another folder in tests.
         mode: Whether to look for the power mode, for which a board's own tool may have to be run.
+        on_gpu: Whether the model runs on a GPU: one that sysfs does not tell of is then asked for by its driver.
+        ask_driver: Asks it; NVML is asked if None, and not while `root` is another folder.
     """
     cores = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq"))
     governors = {read(core / "scaling_governor").strip() for core in cores} - {""}
     current = [_number(core / "scaling_cur_freq") for core in cores]
     highest = [_number(core / "scaling_max_freq") for core in cores]
     gpu = _gpu_clock(root)
-    return DeviceState(
+    state = DeviceState(
         power_mode=_power_mode(root) if mode else "",
         governor=", ".join(sorted(governors)),
         cpu_mhz=tuple(value / 1e3 for value in current if value),
@@ -107,6 +116,24 @@ def read_state(root: Path = Path("/"), *, mode: bool = True) -> DeviceState:
         temperatures_c=_temperatures(root),
         throttling=_throttling(root),
         load_average=_load(root),
+    )
+    if not on_gpu or state.gpu_mhz is not None:
+        return state
+    found = (ask_driver or (read_gpu if root == Path("/") else lambda: None))()
+    return state if found is None else _with_gpu(state, found)
+
+
+def _with_gpu(state: DeviceState, gpu: GpuState) -> DeviceState:
+    """Add what the driver of a desktop's or server's GPU tells."""
+    temperatures = {} if gpu.celsius is None else {gpu.title: gpu.celsius}
+    return replace(
+        state,
+        power_mode=", ".join(part for part in (state.power_mode, gpu.limit) if part),
+        gpu_mhz=gpu.mhz,
+        gpu_max_mhz=gpu.max_mhz,
+        memory_mhz=gpu.memory_mhz if state.memory_mhz is None else state.memory_mhz,
+        temperatures_c={**state.temperatures_c, **temperatures},
+        throttling={**state.throttling, **gpu.throttling},
     )
 
 

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal, Protocol
 
-from vlkd_bench.accuracydetail import AccuracyRecord, describe_accuracy
+from vlkd_bench.accuracydetail import AccuracyRecord, ClassAccuracy, Confusion, describe_accuracy
 from vlkd_bench.benchrecord import BenchRecord, BundleFacts, Setup
 from vlkd_bench.benchrun import Measured, Plan, run
 from vlkd_bench.devicestate import read_state
@@ -23,6 +23,9 @@ from vlkd_runtime.errors import ConfigError
 
 # Parts of providers' names that say that a GPU runs the model.
 GPU_PROVIDERS = ("CUDA", "TensorRT", "Tensorrt", "NvTensorRtRtx")
+
+# Worst classes and most frequent confusions that people are shown.
+SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +78,13 @@ def bench(request: Request, live: Show) -> tuple[BenchRecord, BenchRecord | None
     plan = request.plan
     opened = Bundle.open(plan.bundle)
     samples = find_samples(request, opened.manifest.classes) if request.data is not None else ()
-    before = read_state(request.root)
     other = Bundle.open(plan.against) if plan.against is not None else None
     # Opened here once before anything is timed: an engine that must be built is built now, and what is wrong
     # is said by the error it is.
     ran = _open_once(opened, plan)
     other_ran = ran if other is None else _open_once(other, plan)
     on_gpu = any(part in ran.setup.provider for part in GPU_PROVIDERS)
+    before = read_state(request.root, on_gpu=on_gpu)
     with live.task("timing", None) as advance:
 
         def progress(note: str) -> None:
@@ -94,7 +97,7 @@ def bench(request: Request, live: Show) -> tuple[BenchRecord, BenchRecord | None
             progress=progress,
             watch=live.glimpse if request.watch else None,
         )
-    after = read_state(request.root)
+    after = read_state(request.root, on_gpu=on_gpu)
     machine, when = read_machine(request.root), datetime.now(timezone.utc).isoformat(timespec="seconds")
 
     def put_together(opened: Bundle, ran: Ran, measured: Measured, partner: str) -> BenchRecord:
@@ -210,14 +213,21 @@ def render(record: BenchRecord) -> str:
         f"on {record.machine.describe()}" + f"; reached as {record.host} {record.how}" * bool(record.host),
         f"state: {record.before.describe()}",
         "",
-        f"{'':<12}{'p50':>10}{'p90':>10}{'p95':>10}{'p99':>10}{'max':>10}  ms",
+        f"{'ms':<14}{'p50':>16}{'p90':>16}{'p95':>16}{'p99':>16}{'max':>10}",
     ]
     for name, timing in record.latency.items():
         stats = timing.stats
-        values = (stats.p50_ms, stats.p90_ms, stats.p95_ms, stats.p99_ms, stats.max_ms)
-        cells = "".join(f"{'–' if value is None else f'{value:.3f}':>10}" for value in values)
-        low, high = stats.p50_interval_ms
-        lines.append(f"{name.replace('_', ' '):<12}{cells}  p50 in {low:.3f} to {high:.3f}, n {stats.n}")
+        values = (stats.p50_ms, stats.p90_ms, stats.p95_ms, stats.p99_ms)
+        cells = "".join(f"{'–' if value is None else f'{value:.3f}':>16}" for value in values)
+        lines.append(f"{name.replace('_', ' '):<14}{cells}{stats.max_ms:>10.3f}  n {stats.n}")
+        around = (
+            stats.p50_interval_ms,
+            stats.p90_interval_ms,
+            stats.p95_interval_ms,
+            stats.p99_interval_ms,
+        )
+        cells = "".join(f"{'' if ends is None else f'{ends[0]:.3f}–{ends[1]:.3f}':>16}" for ends in around)
+        lines.append(f"{'  95 % in':<14}{cells}")
     if record.latency["call"].stats.p99_ms is None:
         lines.append("p90 needs 100 calls, p95 200 and p99 1000; --samples sets their number")
     cold, memory = record.cold_start, record.memory
@@ -271,7 +281,18 @@ def _accuracy_lines(accuracy: AccuracyRecord) -> list[str]:
     )
     low, high = accuracy.ece_interval
     lines.append(f"  {'calibration error':<20}{accuracy.ece:6.3f}    {low:.3f} to {high:.3f}")
-    return lines
+    worst = sorted(accuracy.per_class, key=lambda item: item.accuracy)[:SHOWN]
+    lines += [f"  class {item.name}: {_share(item.accuracy, item)}, n {item.n}" for item in worst]
+    lines += [
+        f"  {pair.label} taken for {pair.prediction}: {_share(pair.share, pair)}, {pair.count} images"
+        for pair in accuracy.confusions[:SHOWN]
+    ]
+    hidden = len(accuracy.per_class) - len(worst), max(0, len(accuracy.confusions) - SHOWN)
+    return [*lines, f"  the record has {hidden[0]} more classes and {hidden[1]} more confusions"]
+
+
+def _share(share: float, item: ClassAccuracy | Confusion) -> str:
+    return f"{100 * share:.1f} %, {100 * item.lower:.1f} to {100 * item.upper:.1f}"
 
 
 def _middle(values: Sequence[float]) -> float:

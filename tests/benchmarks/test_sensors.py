@@ -16,7 +16,7 @@ from vlkd_bench.powermeter import Load, energy_of, measure_power
 from vlkd_bench.sensors import NoSensor, Reading, find_sensor
 from vlkd_bench.sensors.devicememory import DeviceMemory, find_device_memory
 from vlkd_bench.sensors.ina3221 import Ina3221, open_ina3221
-from vlkd_bench.sensors.nvml import Nvml, open_nvml
+from vlkd_bench.sensors.nvml import GpuState, Nvml, open_nvml, read_gpu
 from vlkd_bench.sensors.rapl import Rapl, open_rapl
 from vlkd_bench.sensors.tegrastats import Tegrastats, open_tegrastats, parse_line
 
@@ -259,6 +259,69 @@ def test_nvml_reads_the_board() -> None:
     assert isinstance(warm, Nvml)
     assert warm.read() == Reading(71.5, {"NVIDIA RTX": 71.5}, {"NVIDIA RTX": 48.0}, 1801.0)
     assert "GPU board NVIDIA RTX" in sensor.covers
+
+
+def desktop(milliseconds: int = 0, reasons: int | None = 0) -> types.SimpleNamespace:
+    """A stand-in for pynvml on a desktop GPU that heat slowed for so long; its power policy is not told."""
+    module = library(71_500, celsius=48)
+
+    def refuse(*_: object) -> None:
+        raise module.NVMLError("Not Supported")
+
+    def violations(handle: object, policy: int) -> types.SimpleNamespace:
+        return types.SimpleNamespace(violationTime=1_000_000 * milliseconds) if policy == 1 else refuse()
+
+    more = {
+        "NVML_CLOCK_MEM": 2,
+        "NVML_PERF_POLICY_POWER": 0,
+        "NVML_PERF_POLICY_THERMAL": 1,
+        "nvmlClocksThrottleReasonSwThermalSlowdown": 0x20,
+        "nvmlClocksThrottleReasonHwThermalSlowdown": 0x40,
+        "nvmlDeviceGetEnforcedPowerLimit": lambda _: 320_000,
+        "nvmlDeviceGetMaxClockInfo": lambda _, kind: 2500 + kind,
+        "nvmlDeviceGetViolationStatus": violations,
+        "nvmlDeviceGetCurrentClocksThrottleReasons": refuse if reasons is None else lambda _: reasons,
+    }
+    for name, value in more.items():
+        setattr(module, name, value)
+    return module
+
+
+def test_a_desktop_gpus_state_is_its_drivers(tmp_path: Path) -> None:
+    module = desktop()
+    state = read_state(tmp_path, on_gpu=True, ask_driver=lambda: read_gpu(module))
+    assert (state.power_mode, state.gpu_mhz, state.gpu_max_mhz) == ("GPU limited to 320 W", 1801.0, 2501.0)
+    assert (state.memory_mhz, state.temperatures_c) == (1802.0, {"NVIDIA RTX": 48.0})
+    assert state.throttling == {
+        "milliseconds that heat slowed the GPU": 0,
+        "GPU slowed by heat at this moment": 0,
+    }
+    assert DeviceState.from_json(state.to_json()) == state and module.closed == [True]
+    hot = read_state(tmp_path, on_gpu=True, ask_driver=lambda: read_gpu(desktop(12, 0x44)))
+    assert changes(state, hot) == (
+        "throttling: milliseconds that heat slowed the GPU rose from 0 to 12",
+        "throttling: GPU slowed by heat at this moment rose from 0 to 1",
+    )
+    # A model on the CPU has nothing to do with it, and a Jetson's own tree comes first.
+    assert read_state(tmp_path, ask_driver=lambda: pytest.fail("asked")).gpu_mhz is None
+    root = boards.write(tmp_path / "board", boards.ORIN_NANO_6.files)
+    assert read_state(root, on_gpu=True, ask_driver=lambda: pytest.fail("asked")).gpu_mhz == 1020.0
+
+
+def test_what_a_driver_does_not_tell_of_a_gpu_is_absent(tmp_path: Path) -> None:
+    module = desktop(reasons=None)
+    for name in ("EnforcedPowerLimit", "Temperature", "MaxClockInfo", "ViolationStatus", "Name"):
+        setattr(module, f"nvmlDeviceGet{name}", module.nvmlDeviceGetCurrentClocksThrottleReasons)
+    assert read_gpu(module) == GpuState("GPU", "", 1801.0, None, 1802.0, None, {})
+    module.nvmlDeviceGetHandleByIndex = module.nvmlDeviceGetName
+    assert read_gpu(module) is None
+
+    def fail() -> None:
+        raise module.NVMLError("no driver")
+
+    module.nvmlInit = fail
+    nothing = read_state(tmp_path, on_gpu=True, ask_driver=lambda: read_gpu(module))
+    assert (nothing.gpu_mhz, nothing.gpu_max_mhz, nothing.power_mode) == (None, None, "")
 
 
 def test_device_memory_is_that_of_one_process_on_every_gpu(tmp_path: Path) -> None:
