@@ -30,18 +30,19 @@ class Ring:
 
     Args:
         path: The file; made if there is none.
-        reset: Whether to forget what it holds, as the writing side does when it begins.
     """
 
-    def __init__(self, path: Path, *, reset: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         size = 8 * (1 + WINDOW)
         if not path.exists():
             path.write_bytes(bytes(size))
         with path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), size)
         self._cells = memoryview(self._map).cast("q")
-        if reset:
-            self._cells[0] = 0
+
+    def clear(self) -> None:
+        """Forget what it holds, as the writing side does when it begins."""
+        self._cells[0] = 0
 
     def add(self, nanoseconds: int) -> None:
         """Put in one duration; two stores, no system call."""
@@ -67,7 +68,7 @@ class Glimpse:
     Attributes:
         seconds: Since the bench began.
         phase: What it is doing.
-        calls: Timed calls of the process that is being measured; 0 where none is.
+        calls: Timed calls of the process that is being measured, or was last; 0 before the first.
         p50_ms: Median of its last 1000 calls on a prepared image.
         p99_ms: Their 99th percentile; None while there are fewer than 1000.
         watts: Power now.
@@ -112,7 +113,8 @@ class Observer:
     ) -> None:
         self.phase = "starting"
         self._tell, self._sensor, self._root, self._interval = tell, sensor, root, interval_s
-        self._ring = Ring(ring, reset=True)
+        self._ring = Ring(ring)
+        self._ring.clear()
         self._first = read_state(root, mode=False)
         self._began = time.monotonic()
         self._busy_s = 0.0

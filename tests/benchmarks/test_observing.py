@@ -18,7 +18,8 @@ from vlkd_bench.sensors import NoSensor, Reading
 
 
 def write(path: str, values: list[int]) -> None:
-    ring = Ring(Path(path), reset=True)
+    ring = Ring(Path(path))
+    ring.clear()
     for value in values:
         ring.add(value)
     ring.close()
@@ -30,7 +31,7 @@ def test_a_ring_gives_the_last_durations_of_another_process(tmp_path: Path, coun
     here = Ring(tmp_path / "ring")
     script = (
         "import json, sys; from pathlib import Path; from vlkd_bench.observing import Ring\n"
-        "ring = Ring(Path(sys.argv[1]), reset=True)\n"
+        "ring = Ring(Path(sys.argv[1])); ring.clear()\n"
         "for value in json.load(sys.stdin): ring.add(value)\n"
     )
     words = [sys.executable, "-c", script, str(tmp_path / "ring")]
