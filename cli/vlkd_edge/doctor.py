@@ -36,6 +36,8 @@ BOARDS = {
     "jetson-agx-thor": "Thor",
     "jetson-xavier": "Xavier",
 }
+# Architectures of the targets that are processors.
+PROCESSORS = {"cpu-x86": "x86_64", "cpu-arm": "aarch64"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ def _builds(target: Target, python: PythonFacts, system: System) -> Iterator[Lac
 
 
 def _runs_on_cpu(target: Target, python: PythonFacts, system: System) -> Iterator[Lack]:
-    wanted = {"cpu-x86": "x86_64", "cpu-arm": "aarch64"}.get(target.name, system.architecture)
+    wanted = PROCESSORS.get(target.name, system.architecture)
     if system.architecture != wanted:
         yield Lack(f"a processor of kind {wanted}; this is {system.architecture}", "")
     if "onnxruntime" not in python.packages:

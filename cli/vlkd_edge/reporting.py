@@ -24,6 +24,7 @@ from vlkd_bench.report.similarity import class_similarity
 from vlkd_runtime.atomic import write_text
 
 from .config import Config
+from .doctor import PROCESSORS
 from .facts import Facts, Written
 from .ship import Compressed
 from .stages import Workspace, versions
@@ -72,7 +73,7 @@ def assemble(
     shown = compressed.shown
     label = (
         f"this CPU, ONNX Runtime, {config.bench.threads} thread{'s' * (config.bench.threads > 1)}, one prepared "
-        f"image a call; not the {facts.target.title}"
+        f"image a call{_elsewhere(facts)}"
     )
     return values.BuildReport(
         title=f"{config.name} for {facts.target.title}",
@@ -112,6 +113,13 @@ def assemble(
             facts.vectors.names, facts.vectors.vectors, facts.accuracy.get("shipped", ())
         ),
     )
+
+
+def _elsewhere(facts: Facts) -> str:
+    """Say that what was measured here is not the target, unless it is a processor of this one's kind."""
+    wanted = PROCESSORS.get(facts.target.name, facts.machine.architecture)
+    here = facts.target.engine == "onnxruntime-cpu" and wanted == facts.machine.architecture
+    return "" if here else f"; not the {facts.target.title}"
 
 
 def _candidates(compressed: Compressed, latency: LatencyStats | None) -> tuple[values.CandidateRow, ...]:
