@@ -158,7 +158,7 @@ def _overall(metrics: Sequence[Metric]) -> OverallVerdict:
 def _headline(metrics: Sequence[Metric]) -> str:
     worse = [metric for metric in metrics if metric.verdict == "regression"]
     if worse:
-        others = f", and {len(worse) - 1} more" if len(worse) > 1 else ""
+        others = f"; {len(worse) - 1} more got worse" if len(worse) > 1 else ""
         return f"{worse[0].name} got worse: {worse[0].reason}{others}"
     broken = [metric for metric in metrics if metric.verdict == "incomparable"]
     if broken:
