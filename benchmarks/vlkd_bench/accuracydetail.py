@@ -39,11 +39,14 @@ class ClassAccuracy:
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """How many images of one class were taken for another."""
+    """How many images of one class were taken for another, what share of it that is, and Wilson's 95 % interval."""
 
     label: str
     prediction: str
     count: int
+    share: float
+    lower: float
+    upper: float
 
 
 def _short(value: float | None) -> float | None:
@@ -170,6 +173,12 @@ def describe_accuracy(
             per_class.append(ClassAccuracy(name, n, correct, correct / n, *wilson(correct, n)))
     confused = Counter((row.label, row.prediction) for row in rows if not row.correct)
     order = sorted(confused, key=lambda pair: (-confused[pair], pair))
+    images = Counter(row.label for row in rows)
+
+    def confusion(label: int, prediction: int) -> Confusion:
+        count, n = confused[label, prediction], images[label]
+        return Confusion(classes[label], classes[prediction], count, count / n, *wilson(count, n))
+
     return AccuracyRecord(
         dataset=dataset,
         split=split,
@@ -182,7 +191,7 @@ def describe_accuracy(
         ece=summary.ece,
         ece_interval=_ece_interval(rows, seed),
         per_class=tuple(per_class),
-        confusions=tuple(Confusion(classes[a], classes[b], confused[a, b]) for a, b in order),
+        confusions=tuple(confusion(*pair) for pair in order),
         predictions=PackedPredictions.pack(rows, classes),
     )
 

@@ -111,12 +111,14 @@ def _same_bundle(
     wrong = [
         record
         for record in records
-        if record.bundle.digest != before.bundle.digest or record.fingerprint != before.fingerprint
+        if record.bundle.digest != before.bundle.digest or differences_of(record, before)
     ]
     if wrong:
+        why = differences_of(wrong[0], before)
         msg = (
-            f"Expected A/A runs of the baseline's bundle {before.bundle.digest[:12]} on its machine in {path}, found "
-            f"bundle {wrong[0].bundle.digest[:12]} on machine {wrong[0].fingerprint}: bench that bundle again."
+            f"Expected A/A runs of the baseline's bundle {before.bundle.digest[:12]} on its machine and setup in "
+            f"{path}, found bundle {wrong[0].bundle.digest[:12]}{f' where {why[0]}' if why else ''}: bench that bundle "
+            "again."
         )
         raise DataError(msg)
     return records

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -119,6 +120,8 @@ def test_a_record_has_accuracy_by_domain_with_intervals(measured: Path) -> None:
     assert [item["name"] for item in accuracy["per_class"]] == ["cat", "dog", "fish"]
     wrong = sum(item["n"] - item["correct"] for item in accuracy["per_class"])
     assert sum(pair["count"] for pair in accuracy["confusions"]) == wrong
+    for pair in accuracy["confusions"]:
+        assert pair["share"] == pair["count"] / 12 and pair["lower"] <= pair["share"] <= pair["upper"]
     assert len(record["cold_start"]["total_ms"]) == len(record["memory"]["peak_resident_bytes"]) == 3
     assert min(record["cold_start"]["total_ms"]) > max(record["cold_start"]["first_call_ms"])
     assert record["memory"]["device_bytes"] is None
@@ -127,6 +130,23 @@ def test_a_record_has_accuracy_by_domain_with_intervals(measured: Path) -> None:
     assert str(measured.parent) not in measured.read_text() and "data images" in record["command"].replace(
         "--", ""
     )
+
+
+def test_people_see_intervals_classes_and_confusions(measured: Path) -> None:
+    from vlkd_bench.benchrecord import load_bench_records
+    from vlkd_edge.benching import render
+
+    (record,) = load_bench_records(measured)
+    assert record.accuracy is not None
+    lines = render(record).splitlines()
+    stats = record.latency["call"].stats
+    at = next(i for i, line in enumerate(lines) if line.startswith("call "))
+    assert lines[at].split()[1:3] == [f"{stats.p50_ms:.3f}", "–"]  # 40 calls are too few for a p90
+    assert lines[at + 1].split()[-1] == "–".join(f"{end:.3f}" for end in stats.p50_interval_ms)
+    worst = min(record.accuracy.per_class, key=lambda item: item.accuracy)
+    assert any(line.startswith(f"  class {worst.name}: {100 * worst.accuracy:.1f} %") for line in lines)
+    pair = record.accuracy.confusions[0]
+    assert any(line.startswith(f"  {pair.label} taken for {pair.prediction}: ") for line in lines)
 
 
 def test_the_gate_turns_on_a_slowdown_and_on_a_dropped_domain(measured: Path, tmp_path: Path) -> None:
@@ -238,15 +258,27 @@ def test_peak_device_memory_is_read_while_the_processes_run(bundle: Path, known:
         pytest.param(["baseline", "list", "--folder", "nowhere"], "Expected baseline files", id="no folder"),
         pytest.param(["baseline", "accept", "NOW", "--reason", " "], "Expected a reason", id="no reason"),
         pytest.param(
+            ["report", "NOW", "--baseline", "NOW", "--aa", "THREADS"],
+            "found bundle .* where threads is 2, the baseline's 1",
+            id="A/A runs of another setup",
+        ),
+        pytest.param(
             ["bench", "NOW", "--against-record", "base.jsonl"], "expected --against", id="nothing against"
         ),
     ],
 )
 def test_mistakes_exit_with_2(measured: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     (tmp_path / "empty.jsonl").write_text("")
-    places = {"NOW": str(measured), "EMPTY": str(tmp_path / "empty.jsonl")}
+    data = json.loads(measured.read_text())
+    data["setup"]["threads"] = 2
+    (tmp_path / "threads.json").write_text(json.dumps(data))
+    places = {
+        "NOW": str(measured),
+        "EMPTY": str(tmp_path / "empty.jsonl"),
+        "THREADS": str(tmp_path / "threads.json"),
+    }
     done = run(*[places.get(word, word) for word in arguments])
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and re.search(message, done.stderr) and "Traceback" not in done.stderr
 
 
 def test_an_empty_domain_is_refused(bundle: Path, images: Path, tmp_path: Path) -> None:

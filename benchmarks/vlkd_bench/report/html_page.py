@@ -66,6 +66,7 @@ def environment() -> Environment:
         percent=wording.percent,
         points=wording.points,
         milliseconds=wording.milliseconds,
+        between=wording.milliseconds_between,
         seconds=wording.seconds,
         size=wording.size,
         p_value=wording.p_value,

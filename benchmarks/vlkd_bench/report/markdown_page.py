@@ -133,14 +133,22 @@ def _latency(report: BuildReport) -> list[str]:
     rows = []
     for row in report.latency:
         stats = row.stats
-        low, high = (wording.milliseconds(value) for value in stats.p50_interval_ms)
-        values = [wording.milliseconds(value) for value in (stats.p90_ms, stats.p99_ms, stats.max_ms)]
-        p50 = f"{wording.milliseconds(stats.p50_ms)} ({low} to {high})"
-        rows.append([row.name, row.label, p50, *values, wording.percent(stats.cov), str(stats.n)])
+        percentiles = (
+            (stats.p50_ms, stats.p50_interval_ms),
+            (stats.p90_ms, stats.p90_interval_ms),
+            (stats.p95_ms, stats.p95_interval_ms),
+            (stats.p99_ms, stats.p99_interval_ms),
+        )
+        cells = [
+            wording.milliseconds(value) + (f" ({wording.milliseconds_between(around)})" if around else "")
+            for value, around in percentiles
+        ]
+        slowest = wording.milliseconds(stats.max_ms)
+        rows.append([row.name, row.label, *cells, slowest, wording.percent(stats.cov), str(stats.n)])
     notes = [
         f"- {markdown_text(f'{row.name}: {note}')}" for row in report.latency for note in row.stats.notes
     ]
-    heads = ("model", "where", "p50", "p90", "p99", "max", "spread", "calls")
+    heads = ("model", "where", "p50", "p90", "p95", "p99", "max", "spread", "calls")
     return [
         markdown_table(heads, rows),
         *(["\n".join(notes)] if notes else []),

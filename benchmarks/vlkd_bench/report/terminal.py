@@ -194,10 +194,12 @@ def _latency(report: BuildReport) -> Table:
     notes = [f"{row.name}: {note}" for row in report.latency for note in row.stats.notes]
     labels = dict.fromkeys(row.label for row in report.latency)
     caption = "\n".join(wording.plain(line) for line in [*labels, *notes])
-    table = _table("Latency of one image", caption, "model", "p50", "p90", "p99", "max", "calls", "steady")
+    table = _table(
+        "Latency of one image", caption, "model", "p50", "p90", "p95", "p99", "max", "calls", "steady"
+    )
     for row in report.latency:
         stats = row.stats
-        values = (stats.p50_ms, stats.p90_ms, stats.p99_ms, stats.max_ms)
+        values = (stats.p50_ms, stats.p90_ms, stats.p95_ms, stats.p99_ms, stats.max_ms)
         steady = Text("no", style="yellow") if stats.unsteady else Text("yes", style="green")
         table.add_row(
             Text(wording.plain(row.name)), *[wording.milliseconds(v) for v in values], str(stats.n), steady

@@ -39,7 +39,7 @@ GUARD_TERMS = {
 }
 LATENCY_TERMS = {
     "p50 to p99": "half, 90 %, 95 % and 99 % of calls are at most this long; p90 needs 100 calls, p95 200, p99 1000",
-    "interval": "below p50: 95 % interval of the median, by order statistics",
+    "interval": "below a percentile: its 95 % interval, by order statistics",
     "fastest, slowest": "the shortest and the longest timed call; no outlier is removed",
     "spread": "standard deviation over mean; above 2.5 % the machine was not quiet",
     "calls": "timed calls, after warming up until the time settled",
@@ -109,6 +109,11 @@ def milliseconds(value: float | None) -> str:
     if value is None:
         return DASH
     return f"{value:.0f} ms" if value >= 100 else f"{value:#.3g} ms"
+
+
+def milliseconds_between(interval: tuple[float, float] | None) -> str:
+    """Return an interval in milliseconds with three significant digits, its unit left to what it stands below."""
+    return "" if interval is None else "–".join(milliseconds(end).removesuffix(" ms") for end in interval)
 
 
 def seconds(value: float) -> str:
