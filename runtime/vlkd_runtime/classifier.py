@@ -215,7 +215,10 @@ class Classifier(VocabularyOwner):
         threshold: float | None = None,
         min_similarity: float | None = None,
     ) -> Prediction | list[Prediction]:
-        """Classify one image or many; of many files, the next ones are decoded while one is classified.
+        """Classify one image or many, these side by side: on a CPU, one image on each processor, at most four.
+
+        On a GPU, on a CPU with ``threads`` given, and for models of more than one image a run, the network takes
+        one run after the other, and files are decoded meanwhile.
 
         Args:
             images: A path, a Pillow image, a uint8 array or anything with DLPack in the CPU's memory; or a
@@ -305,9 +308,10 @@ class Classifier(VocabularyOwner):
     ) -> Iterator[Any]:
         """Classify images that keep coming, such as a camera's or a folder's, in their order.
 
-        The next images are decoded while one is classified. The source is asked for more only while fewer
-        than ``ahead`` images wait, so that memory stays bounded however fast it is. It is asked in a thread of
-        its own, and an array that it gave may be filled anew as soon as it is asked again.
+        The next images are decoded, or on a CPU classified, while one is answered, as in lists given to `predict`.
+        The source is asked for more only while fewer than ``ahead`` images wait, so that memory stays bounded
+        however fast it is. It is asked in a thread of its own, and an array that it gave may be filled anew as
+        soon as it is asked again.
 
         Args:
             images: Any iterable; it need not end.
@@ -315,7 +319,8 @@ class Classifier(VocabularyOwner):
             threshold: As for `predict`.
             min_similarity: As for `predict`.
             ahead: Most images that wait.
-            workers: Threads that read files; None takes one for each processor, at most four.
+            workers: Threads that read files while the caller's runs the network; None takes one for each processor, at
+                most four, and lets them run a CPU's network, too.
             on_error: ``raise`` ends at the first image that cannot be read, ``yield`` gives its
                 `ImageError` in its place and goes on.
 
@@ -324,12 +329,12 @@ class Classifier(VocabularyOwner):
         """
         reading = Reading(top, threshold, min_similarity)
 
-        def classify(prepared: npt.NDArray[np.uint8]) -> list[Prediction]:
-            vocabulary = self._vocabulary
-            logits = self._runner.run(prepared, vocabulary).logits
-            return read_logits(logits, vocabulary.names, vocabulary.logit_scale, reading)
+        def read(output: EngineOutput, vocabulary: Vocabulary) -> list[Prediction]:
+            return read_logits(output.logits, vocabulary.names, vocabulary.logit_scale, reading)
 
-        return self._runner.stream(images, classify, ahead=ahead, workers=workers, on_error=on_error)
+        return self._runner.stream(
+            images, lambda: self._vocabulary, read, ahead=ahead, workers=workers, on_error=on_error
+        )
 
     def infer(self, images: npt.NDArray[np.uint8]) -> EngineOutput:
         """Run the model on prepared images.

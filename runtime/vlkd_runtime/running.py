@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
@@ -20,7 +20,7 @@ from .engines.base import Engine, EngineOutput
 from .errors import ImageError, SelfTestError, UsageError
 from .preprocess import PreprocessSpec, prepare
 from .selftest import run_batches
-from .streaming import AHEAD, OnError, run_stream
+from .streaming import AHEAD, OnError, default_workers, run_stream
 from .vocabulary import Vocabulary
 
 T = TypeVar("T")
@@ -47,6 +47,9 @@ class Runner:
             UsageError: Another shape or dtype.
             SelfTestError: The engine gave numbers that are not finite.
         """
+        return self._read(self._run(images), vocabulary)
+
+    def _run(self, images: npt.NDArray[np.uint8]) -> EngineOutput:
         expected = (self.spec.height, self.spec.width, 3)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected or not len(images):
             msg = (
@@ -54,7 +57,10 @@ class Runner:
                 f"{images.shape}; use prepare()"
             )
             raise UsageError(msg)
-        output = run_batches(self.engine, images)
+        return run_batches(self.engine, images)
+
+    def _read(self, output: EngineOutput, vocabulary: Vocabulary) -> EngineOutput:
+        """Give what the engine said with the logits of a vocabulary, if they can be used."""
         logits = vocabulary.logits(output)
         if logits.shape[1] != len(vocabulary.names):
             msg = (
@@ -82,25 +88,24 @@ class Runner:
     def many(
         self, images: Many, vocabulary: Vocabulary, read: Callable[[EngineOutput], Sequence[T]]
     ) -> Iterator[T]:
-        """Prepare and run images, the next ones being decoded meanwhile, and give what ``read`` makes of them.
+        """Prepare and run images and give what ``read`` makes of them; see `stream`.
 
         Raises:
             ImageError: One cannot be decoded; the message says which.
         """
         count, batch = len(images), self.engine.info.batch
-        if count <= 1 or self._is_prepared(images[0]):
-            # Nothing to decode that would be worth a thread.
+        if count <= 1 or (self._is_prepared(images[0]) and not self._is_spread()):
+            # Nothing to do that would be worth a thread.
             for start in range(0, count, batch):
                 prepared = [
                     self._numbered(images, index) for index in range(start, min(start + batch, count))
                 ]
                 yield from read(self.run(np.stack(prepared), vocabulary))
             return
-        answers = run_stream(
+        answers = self.stream(
             images,
-            lambda source: prepare(source, self.spec),
-            lambda prepared: read(self.run(np.stack(prepared), vocabulary)),
-            batch=batch,
+            lambda: vocabulary,
+            lambda output, _: read(output),
             ahead=max(AHEAD, 2 * batch),
             on_error="yield",
             whole_batches=True,
@@ -115,22 +120,45 @@ class Runner:
     def stream(
         self,
         images: Iterable[ImageSource],
-        read: Callable[[npt.NDArray[np.uint8]], Sequence[T]],
+        vocabulary: Callable[[], Vocabulary],
+        read: Callable[[EngineOutput, Vocabulary], Sequence[T]],
         *,
         ahead: int,
-        workers: int | None,
+        workers: int | None = None,
         on_error: OnError,
-    ) -> Iterator[T | ImageError]:
-        """Prepare images that keep coming and give what ``read`` makes of each batch; see `run_stream`."""
+        whole_batches: bool = False,
+    ) -> Generator[T | ImageError, None, None]:
+        """Prepare images that keep coming and give what ``read`` makes of each batch; see `run_stream`.
+
+        On a CPU, a processor does better with an image of its own than with its share of each operator of one
+        network: unless told how many threads there may be, every worker runs the network, all of them one and
+        the same session. Vocabularies are taken as the answers are, not before.
+        """
+
+        def answer(output: EngineOutput) -> Sequence[T]:
+            current = vocabulary()
+            return read(self._read(output, current), current)
+
+        spread = workers is None and self._is_spread()
         return run_stream(
             images,
             lambda source: prepare(source, self.spec),
-            lambda prepared: read(np.stack(prepared)),
+            (lambda outputs: answer(outputs[0]))
+            if spread
+            else (lambda prepared: answer(self._run(np.stack(prepared)))),
+            run=(lambda prepared: self._run(prepared[None])) if spread else None,
             batch=self.engine.info.batch,
             ahead=ahead,
             workers=workers,
             on_error=on_error,
+            whole_batches=whole_batches,
         )
+
+    def _is_spread(self) -> bool:
+        info = self.engine.info
+        # A GPU has one queue and wants memory for each run; a batch of several images splits well by itself.
+        on_cpu = not info.device and info.batch == 1
+        return on_cpu and info.threads is None and default_workers() > 1
 
     def _is_prepared(self, source: object) -> bool:
         return isinstance(source, np.ndarray) and source.shape == (self.spec.height, self.spec.width, 3)

@@ -8,7 +8,7 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,8 @@ from .errors import ConfigError, ImageError
 T = TypeVar("T")
 Prepared: TypeAlias = npt.NDArray[np.uint8]
 OnError: TypeAlias = Literal["raise", "yield"]
-_Item: TypeAlias = "Future[Prepared] | BaseException | None"
+Run: TypeAlias = "Callable[[Prepared], Any] | None"
+_Item: TypeAlias = "Future[Any] | BaseException | None"
 # How long the feeder waits before it looks whether anybody still wants its images.
 _PATIENCE_S = 0.1
 # Each holds a whole decoded image, which is what bounds memory.
@@ -36,8 +37,9 @@ def default_workers() -> int:
 def run_stream(
     sources: Iterable[ImageSource],
     prepare: Callable[[ImageSource], Prepared],
-    answer: Callable[[list[Prepared]], Sequence[T]],
+    answer: Callable[[list[Any]], Sequence[T]],
     *,
+    run: Run = None,
     batch: int,
     ahead: int = AHEAD,
     workers: int | None = None,
@@ -47,17 +49,19 @@ def run_stream(
     """Answer image by image.
 
     A thread of its own asks the source for images and stops asking while ``ahead`` of them wait: a fast source
-    is held back, and a slow one never holds back what is there already. Files are read in further threads.
+    is held back, and a slow one never holds back what is there already. Files are read in further threads, and
+    ``run`` is run in these for every image.
     Arrays and Pillow images are brought to size before the source is asked again, because it may fill the same
     buffer anew.
 
     Args:
         sources: The images.
         prepare: Brings one to the network's size.
-        answer: Answers up to ``batch`` prepared images; runs in the caller's thread.
-        batch: Images per run of the network.
+        answer: Answers up to ``batch`` images, prepared or as ``run`` left them; runs in the caller's thread.
+        run: What to do with each prepared image, several of them at a time.
+        batch: Images per call of ``answer``.
         ahead: Most images that wait.
-        workers: Threads that read files; None takes `default_workers`.
+        workers: Threads that read files and call ``run``; None takes `default_workers`.
         on_error: Raise the error of an image that cannot be read, after the answers to those before it, or give it
             in the image's place.
         whole_batches: Wait for ``batch`` images before a run, as long as more may come.
@@ -75,13 +79,16 @@ def run_stream(
         msg = f"on_error: expected 'raise' or 'yield', found {on_error!r}; choose one of them"
         raise ConfigError(msg)
     waiting: queue.Queue[_Item] = queue.Queue(ahead)
-    return _generate(sources, prepare, answer, waiting, workers, on_error, batch, whole_batches=whole_batches)
+    return _generate(
+        sources, prepare, answer, run, waiting, workers, on_error, batch, whole_batches=whole_batches
+    )
 
 
 def _generate(
     sources: Iterable[ImageSource],
     prepare: Callable[[ImageSource], Prepared],
-    answer: Callable[[list[Prepared]], Sequence[T]],
+    answer: Callable[[list[Any]], Sequence[T]],
+    run: Run,
     waiting: queue.Queue[_Item],
     workers: int,
     on_error: OnError,
@@ -92,7 +99,7 @@ def _generate(
     stopped = threading.Event()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="vlkd-decode")
     feeder = threading.Thread(
-        target=_feed, args=(sources, prepare, pool, waiting, stopped), name="vlkd-feed", daemon=True
+        target=_feed, args=(sources, prepare, run, pool, waiting, stopped), name="vlkd-feed", daemon=True
     )
     feeder.start()
     try:
@@ -113,9 +120,9 @@ def _generate(
 
 
 def _answer(
-    futures: list[Future[Prepared]], answer: Callable[[list[Prepared]], Sequence[T]], on_error: OnError
+    futures: list[Future[Any]], answer: Callable[[list[Any]], Sequence[T]], on_error: OnError
 ) -> Iterator[T | ImageError]:
-    found: list[Prepared | ImageError] = []
+    found: list[Any] = []
     for future in futures:
         try:
             found.append(future.result())
@@ -134,6 +141,7 @@ def _answer(
 def _feed(
     sources: Iterable[ImageSource],
     prepare: Callable[[ImageSource], Prepared],
+    run: Run,
     pool: ThreadPoolExecutor,
     waiting: queue.Queue[_Item],
     stopped: threading.Event,
@@ -142,7 +150,7 @@ def _feed(
     last: BaseException | None = None
     try:
         for source in sources:
-            if stopped.is_set() or not _put(waiting, _start(source, prepare, pool), stopped):
+            if stopped.is_set() or not _put(waiting, _start(source, prepare, run, pool), stopped):
                 break
     except BaseException as error:
         last = error
@@ -151,15 +159,19 @@ def _feed(
 
 
 def _start(
-    source: ImageSource, prepare: Callable[[ImageSource], Prepared], pool: ThreadPoolExecutor
-) -> Future[Prepared]:
+    source: ImageSource, prepare: Callable[[ImageSource], Prepared], run: Run, pool: ThreadPoolExecutor
+) -> Future[Any]:
     if isinstance(source, (str, os.PathLike)):
-        return pool.submit(prepare, source)
-    done: Future[Prepared] = Future()
+        return pool.submit(lambda: prepare(source) if run is None else run(prepare(source)))
+    done: Future[Any] = Future()
     try:
-        done.set_result(prepare(source))
+        prepared = prepare(source)
     except Exception as error:
         done.set_exception(error)
+        return done
+    if run is not None:
+        return pool.submit(run, prepared)
+    done.set_result(prepared)
     return done
 
 

@@ -13,16 +13,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlkd_runtime import Classifier, ImageError, Prediction, preprocess, running
+from vlkd_runtime import Classifier, ImageError, Prediction, preprocess, running, streaming
 from vlkd_runtime.bundle import write_bundle
 from vlkd_runtime.engines import EngineOutput
-from vlkd_runtime.errors import ConfigError, UsageError
+from vlkd_runtime.errors import ConfigError, SelfTestError, UsageError
 from vlkd_runtime.preprocess import PreprocessSpec
 
 
 @pytest.fixture
-def classifier(folder: Path) -> Iterator[Classifier]:
-    with Classifier.load(folder, threads=1, cache=None) as loaded:
+def three_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (running, streaming):
+        monkeypatch.setattr(module, "default_workers", lambda: 3)
+
+
+@pytest.fixture(params=[pytest.param(1, id="one run at a time"), pytest.param(None, id="runs side by side")])
+def classifier(folder: Path, request: Any, three_processors: None) -> Iterator[Classifier]:
+    with Classifier.load(folder, threads=request.param, engine="ort-cpu", cache=None) as loaded:
         yield loaded
 
 
@@ -114,6 +120,93 @@ def test_many_files_are_decoded_ahead_and_no_further(
     assert all(name.startswith("vlkd-decode") for name in threads)
     # What waits, what was taken out of the queue for the run, and one in the feeder's hand.
     assert furthest <= 8 + batch + 1
+
+
+def test_a_cpu_runs_as_many_images_at_once_as_it_has_processors(
+    files: list[Path], folder: Path, three_processors: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Classifier.load(folder, engine="ort-cpu", threads=1, cache=None) as single:
+        arrays = [preprocess.prepare(path, single.preprocess) for path in files[:39]]
+        expected = [single.predict(image) for image in arrays]
+        rows = np.stack([single.embed(image) for image in arrays])
+    with Classifier.load(folder, engine="ort-cpu", cache=None) as classifier:
+        run, together = classifier._engine.run, threading.Barrier(3)
+
+        def meeting(images: np.ndarray) -> EngineOutput:
+            # Broken, and an error here, unless three runs meet each time.
+            together.wait(20)
+            return run(images)
+
+        monkeypatch.setattr(classifier._engine, "run", meeting)
+        for images in (files[:39], arrays, np.stack(arrays)):
+            assert classifier.predict(images) == expected
+            assert np.array_equal(classifier.embed(images), rows)
+            assert list(classifier.stream(iter(images))) == expected
+
+
+@pytest.mark.parametrize(
+    ("batch", "threads", "workers"),
+    [
+        pytest.param(1, 2, None, id="told the number of threads"),
+        pytest.param(1, None, 2, id="told the number of workers"),
+        pytest.param(3, None, None, id="a model of several images"),
+    ],
+)
+def test_elsewhere_one_run_follows_the_other(
+    batch: int,
+    threads: int | None,
+    workers: int | None,
+    files: list[Path],
+    make_tiny_batched: Any,
+    three_processors: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tiny = make_tiny_batched(batch)
+    place = write_bundle(tmp_path / "b", tiny.draft, tiny.files)
+    seen = set()
+    with Classifier.load(place, engine="ort-cpu", threads=threads, cache=None) as classifier:
+        run = classifier._engine.run
+
+        def watched(images: np.ndarray) -> EngineOutput:
+            seen.add(threading.current_thread())
+            return run(images)
+
+        monkeypatch.setattr(classifier._engine, "run", watched)
+        assert len(list(classifier.stream(files, workers=workers))) == len(files)
+        if workers is None:
+            classifier.predict(files)
+    assert seen == {threading.current_thread()}
+
+
+def test_an_error_of_the_engine_comes_through_after_the_answers_before_it(
+    files: list[Path], classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, refused = classifier.predict(files[:5]), preprocess.prepare(files[5], classifier.preprocess)
+    run = classifier._engine.run
+
+    def broken(images: np.ndarray) -> EngineOutput:
+        if np.array_equal(images[0], refused):
+            msg = "the sixth"
+            raise SelfTestError(msg)
+        return run(images)
+
+    monkeypatch.setattr(classifier._engine, "run", broken)
+    stream = classifier.stream(files)
+    assert [next(stream) for _ in range(5)] == expected
+    with pytest.raises(SelfTestError, match="the sixth"):
+        next(stream)
+    with pytest.raises(SelfTestError, match="the sixth"):
+        classifier.predict(files)
+
+
+def test_new_names_hold_for_the_very_next_answer(classifier: Classifier, tiny: Any) -> None:
+    stream = classifier.stream(itertools.repeat(tiny.golden.images[0]))
+    before = next(stream).label
+    time.sleep(0.2)  # long enough for the next images to have been run
+    classifier.rename_classes({before: "renamed"})
+    assert next(stream).label == "renamed"
+    stream.close()
 
 
 def test_a_damaged_file_among_many(files: list[Path], classifier: Classifier) -> None:
