@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,10 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from vlkd_distill import export, students
 from vlkd_distill.specs import StudentSpec
+from vlkd_edge import configfile, learn
 from vlkd_edge.__main__ import main
+from vlkd_edge.progress import Live
+from vlkd_edge.stages import Workspace
 from vlkd_runtime import Classifier, PreprocessSpec
 from vlkd_runtime.bundle import pack, write_bundle
 from vlkd_runtime.golden import Golden
@@ -122,7 +126,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 SMALL_BENCH = (
     "data.demo_images=20",
-    "data.demo_held_out_images=20",
+    "data.demo_held_out_images=25",
     "student.arch=resnet10t",
     "student.options={channels=[8, 16, 32, 64], stem_width=8}",
     "student.image_size=32",
@@ -131,19 +135,52 @@ SMALL_BENCH = (
     "distill.teacher_view=clean_cached",
     "distill.epochs=1",
     "distill.align_epochs=1",
+    'distill.styles=["grey"]',
+    "prompts.epochs=1",
+    "prompts.shots=2",
 )
 
 
-@pytest.fixture
-def bench() -> Callable[..., tuple[int, dict[str, Any], str]]:
-    """Runs ``vlkd-edge bench VERB`` on a small demo: exit code, the printed object, what was said."""
+@pytest.fixture(scope="session")
+def demo_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stage in which the demo world of `SMALL_BENCH` is drawn, which takes longer than to train on it."""
+    root = tmp_path_factory.mktemp("world")
+    config = configfile.load(configfile.DEMO, (), SMALL_BENCH)
+    learn.dataset(learn.Learning(config, Workspace(root, root / "cache"), Live(Console(quiet=True))))
+    (stage,) = root.glob("stages/data-*")
+    return stage
 
-    def run(verb: str, out: Path, *words: str) -> tuple[int, dict[str, Any], str]:
+
+Invoke = Callable[..., tuple[int, dict[str, Any], str]]
+
+
+@pytest.fixture
+def invoke(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Invoke:
+    """Runs words with ``--json`` among them in this process: exit code, the printed object, what was said."""
+
+    def run(*words: str | Path) -> tuple[int, dict[str, Any], str]:
+        monkeypatch.setattr(sys, "argv", ["vlkd-edge", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        printed = capsys.readouterr()
+        return int(end.value.code or 0), json.loads(printed.out.strip().splitlines()[-1]), printed.err
+
+    return run
+
+
+@pytest.fixture
+def bench(invoke: Invoke, request: pytest.FixtureRequest) -> Invoke:
+    """Runs ``vlkd-edge bench VERB`` on a small demo: exit code, the printed object, what was said.
+
+    With ``drawn`` the world lies in the folder already.
+    """
+
+    def run(verb: str, out: Path, *words: str, drawn: bool = False) -> tuple[int, dict[str, Any], str]:
+        if drawn:
+            world: Path = request.getfixturevalue("demo_world")
+            shutil.copytree(world, out / "stages" / world.name)
         settings = [word for value in SMALL_BENCH for word in ("--set", value)]
-        command = [sys.executable, "-m", "vlkd_edge", "bench", verb, "--json", "--out", str(out), *settings]
-        done = subprocess.run([*command, *words], capture_output=True, text=True, check=False, timeout=600)
-        lines = done.stdout.strip().splitlines()
-        return done.returncode, json.loads(lines[-1]) if lines else {}, done.stderr
+        return invoke("bench", verb, "--json", "--out", out, *settings, *words)
 
     return run
 
@@ -187,7 +224,7 @@ def write_data(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def edge(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, invoke: Invoke
 ) -> Callable[..., tuple[int, dict[str, Any]]]:
     """Runs a verb on ``tmp_path/data`` in this process, with a tiny student: exit code and the printed object."""
     monkeypatch.syspath_prepend(str(tmp_path / "code"))
@@ -197,12 +234,7 @@ def edge(
         if words[0] == "bench":
             words = (*words, "--dataset", str(tmp_path / "data"))
         asked = [word for value in (*TINY, *chosen, *settings) for word in ("--set", value)]
-        monkeypatch.setattr(
-            sys, "argv", ["vlkd-edge", *words, "--json", "--out", str(tmp_path / out), *asked]
-        )
-        with pytest.raises(SystemExit) as end:
-            main()
-        return int(end.value.code or 0), json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+        return invoke(*words, "--json", "--out", tmp_path / out, *asked)[:2]
 
     return run
 

@@ -14,7 +14,7 @@ Bench = Callable[..., tuple[int, dict[str, Any], str]]
 
 def test_a_table_of_every_method_is_measured_once(tmp_path: Path, bench: Bench) -> None:
     words = ("--held-out", "sketch", "--methods", "erm,kd,vl2v-adip,vlm-ood")
-    code, table, errors = bench("dg", tmp_path, *words)
+    code, table, errors = bench("dg", tmp_path, *words, drawn=True)
     assert code == 0, errors
     assert [(row["method"], row["held_out"], row["seed"]) for row in table["rows"]] == [
         (name, "sketch", 0) for name in ("teacher", "erm", "kd", "vl2v-adip", "vlm-ood")
@@ -68,9 +68,10 @@ def test_a_folder_with_one_domain_only_is_refused(tmp_path: Path, bench: Bench) 
 
 def test_a_table_grows_without_running_a_cell_again(tmp_path: Path, bench: Bench) -> None:
     words = ("--held-out", "sketch", "--add-to", str(tmp_path / "results.json"))
-    code, first, errors = bench("dg", tmp_path / "one", *words, "--methods", "erm")
+    code, first, errors = bench("dg", tmp_path / "one", *words, "--methods", "erm", drawn=True)
     assert code == 0, errors
-    code, grown, errors = bench("dg", tmp_path / "two", *words, "--methods", "erm,promptkd,vl2v-sd,vlkd")
+    methods = ("--methods", "erm,promptkd,vl2v-sd,vlkd")
+    code, grown, errors = bench("dg", tmp_path / "two", *words, *methods, drawn=True)
     assert code == 0, errors
     assert [row["method"] for row in grown["rows"]] == ["teacher", "erm", "promptkd", "vl2v-sd", "vlkd"]
     assert grown["rows"][:2] == first["rows"]

@@ -32,7 +32,7 @@ VECTORS = ClassVectors(
 
 def test_unseen_classes_are_predicted_by_their_vectors_alone(tmp_path: Path, bench: Bench) -> None:
     words = ("--held-out", "sketch", "--methods", "ce-only,vlm-ood", "--unseen", "cat,car,fish")
-    code, table, errors = bench("disjoint", tmp_path, *words)
+    code, table, errors = bench("disjoint", tmp_path, *words, drawn=True)
     assert code == 0, errors
     assert [(row["method"], row["unseen"]) for row in table["rows"]] == [
         (name, ["car", "cat", "fish"]) for name in ("teacher", "ce-only", "vlm-ood")
