@@ -15,16 +15,23 @@ On two networks of about 5 ms of random numbers, at 96 and at 224 pixels, all si
 And on the larger network with JPEG files of 1920 by 1080, this library decoding them whole and with ``jpeg_scale``:
 
 - ``camera_by_hand`` and ``camera_optimum``: the same two comparisons; the others decode whole, as they do unless told.
-  A hand-written loop may call Pillow's ``draft``, too, and gains the same.
+  A hand-written loop may call Pillow's ``draft``, too, and gains the same: decoding at a fraction is therefore judged
+  against this library's own whole decoding.
+
+The bound of twice optimum's images per second is for ``camera_optimum``. On the small files of ``jpeg_optimum`` nobody
+can reach it: decoding and the network are most of the work there, and optimum, too, has nothing else to leave out than
+the rest. What is asked for there is a share of the possible ratio, optimum's time in one thread over our decoding and
+network alone, and to be no slower on all processors. Optimum's time falls out of that share: it is how much of our own
+time is decoding and the network.
 
 ``arrays`` and ``by_hand`` count the CPU time of the process: one thread works on each side, so that on an idle machine
 this is the time that passes, and on a busy one the waiting for others is left out. ``optimum`` counts the time that
 passes, because work side by side is what it is about; beside it stands what both take with one thread, in CPU time, and
-how much of that is decoding and the network, which nobody can leave out.
+how much of that is decoding and the network.
 
-A record is what one run of one command printed. Each row says what its ``passed`` compares, when it was measured and on
-how busy a machine. Optimum runs in a Python of its own (its packages pin others than this project's). Ends with exit
-code 1 where a bound is missed.
+A record is what one run of one command printed; the tables of runtime/README.md are made of it. Each row says what its
+``passed`` compares, when it was measured and on how busy a machine. Optimum runs in a Python of its own (its packages
+pin others than this project's). Ends with exit code 1 where a bound is missed.
 """
 
 from __future__ import annotations
@@ -46,7 +53,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-from overheadoptimum import against_optimum
+from overheadoptimum import Judge, against_optimum, by_factor, by_share
 from tinymodel import NAMES, tiny_bundle
 from vlkd_bench.machine import read_machine
 from vlkd_runtime import Classifier
@@ -55,7 +62,7 @@ from vlkd_runtime.atomic import write_text
 # Height and width, convolutions and their channels: what makes 5 ms of each size.
 NETWORKS = ((96, 9, 32), (224, 4, 16))
 ROWS = ("arrays", "jpeg_by_hand", "jpeg_optimum", "camera_by_hand", "camera_optimum")
-MOST_SHARE, MOST_MS, LEAST_HAND, LEAST_SCALED = 0.03, 0.15, 0.95, 1.5
+MOST_SHARE, MOST_MS, LEAST_HAND = 0.03, 0.15, 0.95
 # Width, height and number of the photographs, and for which network.
 SMALL, CAMERA = (640, 480, 40), (1920, 1080, 12)
 WHOLE = "whole decoding"
@@ -133,6 +140,25 @@ def photographs(folder: Path, width: int, height: int, count: int) -> list[Path]
     return paths
 
 
+def beside_hand(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Judge what `compared` says of whole decoding and the loop by hand, which decodes whole, too."""
+    return {
+        "passed": found["ratio"] >= LEAST_HAND,
+        "compared": "ratio, the loop by hand over ours, against least_ratio",
+        "least_ratio": LEAST_HAND,
+    }
+
+
+def beside_whole(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Judge what `compared` says of decoding at a fraction and of decoding whole, both ours, turn by turn."""
+    return {
+        "passed": found["ratio_95_percent"][0] > 1,
+        "compared": "whole_over_this_95_percent, our own whole decoding over this, against 1: all of it above",
+        "whole_over_this": found["ratio"],
+        "whole_over_this_95_percent": found["ratio_95_percent"],
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Bench:
     """One network and what is asked about it.
@@ -181,10 +207,8 @@ class Bench:
             "most_ms": MOST_MS,
         }
 
-    def by_hand(
-        self, paths: Sequence[Path], ways: Mapping[str, float], pairs: int
-    ) -> Iterator[dict[str, Any]]:
-        """Compare ways to decode, each with its bound, with one loop by hand: a row for each."""
+    def by_hand(self, paths: Sequence[Path], ways: Sequence[str], pairs: int) -> Iterator[dict[str, Any]]:
+        """Compare ways to decode, `WHOLE` among them, with one loop by hand: a row for each."""
         with self.loaded() as ours:
             sides: dict[str, Callable[[int], object]] = {
                 way: lambda index, way=way: ours[way].predict(paths[index % len(paths)])  # type: ignore[misc]
@@ -192,24 +216,18 @@ class Bench:
             }
             sides["by hand"] = lambda index: by_hand(self.session, paths[index % len(paths)], self.side)
             taken = in_turn(sides, pairs)
-        for way, least in ways.items():
+        for way in ways:
             found = compared(taken[way], taken["by hand"])
-            how = "ratio against least_ratio: the loop by hand decodes whole"
-            yield {
-                "ours": way,
-                "passed": found["ratio"] >= least,
-                "compared": how,
-                **found,
-                "least_ratio": least,
-            }
+            judged = beside_hand(found) if way == WHOLE else beside_whole(compared(taken[way], taken[WHOLE]))
+            yield {"ours": way, **judged, **found}
 
     def optimum(
-        self, name: str, paths: Sequence[Path], ways: Sequence[str], rounds: int
+        self, name: str, paths: Sequence[Path], ways: Sequence[str], judge: Judge
     ) -> Iterator[dict[str, Any]]:
         """Compare ways to decode with optimum: a row for each."""
         folder = self.bundles[WHOLE].with_name(f"{name}{self.side}")
         bundles = {way: self.bundles[way] for way in ways}
-        found = against_optimum(self.asked.optimum_python, folder, bundles, paths, rounds)
+        found = against_optimum(self.asked.optimum_python, folder, bundles, paths, self.asked.rounds, judge)
         for way, row in found.items():
             yield {"ours": way, **row}
 
@@ -219,22 +237,21 @@ class Bench:
             "arrays": ("none", lambda: [self.arrays()]),
             "jpeg_by_hand": (
                 "640 x 480",
-                lambda: self.by_hand(small, {WHOLE: LEAST_HAND}, self.asked.pairs),
+                lambda: self.by_hand(small, [WHOLE], self.asked.pairs),
             ),
             "jpeg_optimum": (
                 "640 x 480",
-                lambda: self.optimum("small", small, [WHOLE], self.asked.rounds),
+                lambda: self.optimum("small", small, [WHOLE], by_share),
             ),
         }
         if camera:
-            bounds = {way: LEAST_SCALED if scale else LEAST_HAND for way, scale in WAYS.items()}
             kinds["camera_by_hand"] = (
                 "1920 x 1080",
-                lambda: self.by_hand(camera, bounds, self.asked.pairs // 5),
+                lambda: self.by_hand(camera, [*WAYS], self.asked.pairs // 5),
             )
             kinds["camera_optimum"] = (
                 "1920 x 1080",
-                lambda: self.optimum("camera", camera, [*WAYS], self.asked.rounds),
+                lambda: self.optimum("camera", camera, [*WAYS], by_factor),
             )
         for name, (size, measured) in kinds.items():
             if name in self.asked.rows and ("optimum" not in name or self.asked.optimum_python is not None):
@@ -266,6 +283,42 @@ def measure(folder: Path, asked: argparse.Namespace) -> Iterator[dict[str, Any]]
         session = session_of((bundles[WHOLE] / "model.onnx").read_bytes())
         largest = side == NETWORKS[-1][0]
         yield from Bench(side, bundles, session, asked).rows(small, camera if largest else [])
+
+
+def optimum_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Show the comparisons with optimum as runtime/README.md does, in Markdown."""
+    lines = [
+        "| photographs | network's input | JPEGs | optimum, ours: ms an image | times the images/s "
+        "| in one thread | with decoding and the network alone |",
+        "|" + "---|" * 7,
+    ]
+    for row in rows:
+        if "all_processors" in row:
+            whole, one = row["all_processors"], row["one_thread"]
+            low, high = whole["ratio_95_percent"]
+            lines.append(
+                f"| {row['photographs']} | {row['pixels']} | {row['ours']} | {whole['theirs_ms']:.2f}, "
+                f"{whole['ours_ms']:.2f} | **{whole['images_per_second_ratio']:.2f}** ({low:.2f} to {high:.2f}) | "
+                f"{one['images_per_second_ratio']:.2f} | "
+                f"{one['ratio_with_decoding_and_network_alone']:.2f} |"
+            )
+    return "\n".join(lines)
+
+
+def hand_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Show the comparisons with code by hand as runtime/README.md does, in Markdown."""
+    lines = [
+        "| photographs | network's input | JPEGs | by hand, ours: CPU ms an image | by hand over ours |",
+        "|" + "---|" * 5,
+    ]
+    for row in rows:
+        if "gap_ms" in row:
+            low, high = row["ratio_95_percent"]
+            lines.append(
+                f"| {row['photographs']} | {row['pixels']} | {row.get('ours', 'prepared arrays')} | "
+                f"{row['theirs_ms']:.2f}, {row['ours_ms']:.2f} | **{row['ratio']:.3f}** ({low:.3f} to {high:.3f}) |"
+            )
+    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

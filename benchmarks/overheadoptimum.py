@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -25,11 +25,15 @@ from tinymodel import NAMES
 from vlkd_runtime import Classifier
 from vlkd_runtime.preprocess import jpeg_denominator, prepare
 
-LEAST_OPTIMUM = 2.0
+# Bounds: on photographs of a camera's size; and where decoding and the network leave less than that to be gained.
+LEAST_FACTOR, LEAST_SHARE, LEAST_SMALL = 2.0, 0.75, 1.0
 CHUNK, BATCHES, TRIALS = 40, (1, 4, 8, 16), 4
 # What spins after a run, or is being written back, must not fall into the other side's time.
 PAUSE_S = 0.05
 CHILD = Path(__file__).with_name("overheadchild.py")
+
+
+Judge: TypeAlias = "Callable[[dict[str, Any]], dict[str, Any]]"
 
 
 class Optimum:
@@ -69,7 +73,7 @@ def optimum(python: Path, folder: Path, paths: Sequence[Path], threads: int | No
 
 
 def against_optimum(
-    python: Path, folder: Path, bundles: Mapping[str, Path], paths: Sequence[Path], rounds: int
+    python: Path, folder: Path, bundles: Mapping[str, Path], paths: Sequence[Path], rounds: int, judge: Judge
 ) -> dict[str, dict[str, Any]]:
     """Compare all with their defaults on all processors, and with one thread each.
 
@@ -79,6 +83,7 @@ def against_optimum(
         bundles: The same network for this library, by the way it takes part.
         paths: JPEG files.
         rounds: Of ``CHUNK`` images, or of all files if they are fewer, for each side.
+        judge: `by_factor` or `by_share`.
 
     Returns:
         A row for each bundle.
@@ -100,32 +105,59 @@ def against_optimum(
         with optimum(python, folder, paths, 1) as theirs:
             one = in_rounds(theirs, {**mode, "batch": 1}, single, paths, rounds // 2, "cpu")
         return {
-            name: one_row(whole[name], one[name], where_the_time_goes(single[name], paths))
+            name: one_row(whole[name], one[name], where_the_time_goes(single[name], paths), judge)
             | {"optimum_at_its_best": mode, "versions": versions}
             for name in bundles
         }
 
 
-def one_row(whole: dict[str, Any], one: dict[str, Any], parts: dict[str, float]) -> dict[str, Any]:
-    """Judge one way of taking part: the time that passes on all processors is what the bound is for."""
+def one_row(
+    whole: dict[str, Any], one: dict[str, Any], parts: dict[str, float], judge: Judge
+) -> dict[str, Any]:
+    """Judge one way of taking part, and say how much there was to be gained."""
     shared = parts["decode_ms"] + parts["network_ms"]
-    passed = whole["images_per_second_ratio"] >= LEAST_OPTIMUM
-    why = (
-        f"In one thread, optimum works {one['theirs_ms']:.2f} ms on an image. Of ours, {parts['decode_ms']:.2f} are "
-        f"decoding and {parts['network_ms']:.2f} the network: with nothing else to do at all, this library would work "
-        f"{one['theirs_ms'] / shared:.2f} times less, and does {one['images_per_second_ratio']:.2f}."
-    )
-    return {
-        "passed": passed,
-        "compared": "images per second on all processors, against least_ratio",
-        "least_ratio": LEAST_OPTIMUM,
-        **({} if passed else {"why_not": why}),
+    possible = one["theirs_ms"] / shared
+    found = {
         "all_processors": {**whole, "processors": len(os.sched_getaffinity(0))},
         "one_thread": {
             **one,
             "ours_in_parts": parts,
-            "ratio_with_decoding_and_network_alone": round(one["theirs_ms"] / shared, 3),
+            "ratio_with_decoding_and_network_alone": round(possible, 3),
+            "share_of_possible_ratio": round(one["images_per_second_ratio"] / possible, 3),
         },
+    }
+    arithmetic = (
+        f"In one thread, optimum works {one['theirs_ms']:.2f} ms on an image. Of ours, {parts['decode_ms']:.2f} are "
+        f"decoding and {parts['network_ms']:.2f} the network: with nothing else to do at all, this library would work "
+        f"{possible:.2f} times less, and does {one['images_per_second_ratio']:.2f}."
+    )
+    return {**judge(found), "arithmetic": arithmetic, **found}
+
+
+def by_factor(found: dict[str, Any]) -> dict[str, Any]:
+    """Ask for so many times optimum's images per second on all processors."""
+    return {
+        "passed": found["all_processors"]["images_per_second_ratio"] >= LEAST_FACTOR,
+        "compared": "images per second on all processors, against least_ratio",
+        "least_ratio": LEAST_FACTOR,
+    }
+
+
+def by_share(found: dict[str, Any]) -> dict[str, Any]:
+    """Ask for so much of what can be gained, where decoding and the network alone forbid the factor."""
+    share, ratio = (
+        found["one_thread"]["share_of_possible_ratio"],
+        found["all_processors"]["images_per_second_ratio"],
+    )
+    return {
+        "passed": share >= LEAST_SHARE and ratio >= LEAST_SMALL,
+        "compared": (
+            "share_of_possible_ratio against least_share: how much of the ratio that decoding and the network alone "
+            "would allow in one thread is reached there; and images per second on all processors against least_ratio, "
+            "never slower than optimum"
+        ),
+        "least_share": LEAST_SHARE,
+        "least_ratio": LEAST_SMALL,
     }
 
 
