@@ -2,10 +2,12 @@
 
 Example:
     nice -n 5 python benchmarks/recordaa.py vlkd-out/bundle --processes 96 --out aa.json
+    nice -n 5 python benchmarks/recordaa.py vlkd-out/bundle --processes 96 --in-turn --out aa.json
 
 The tests draw pairs of benches from such files: how often the gate cries wolf is measured on them. So every process
 that was started is kept, in its order, whatever it was disturbed by; an interrupted recording keeps none. The
-file says on what machine it was, at which priority, and what load the machine had meanwhile.
+file says on what machine it was, at which priority, and what load the machine had meanwhile. With ``--in-turn`` two
+processes at a time take turns, as those of ``bench --against`` do, and stand beside each other in the file.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from typing import Any
 
 from PIL import Image
 
-from vlkd_bench.benchrun import TURNS, Plan, process_run, start
+from vlkd_bench.benchrun import TURNS, Plan, process_run
 from vlkd_bench.machine import read_machine
+from vlkd_bench.processes import start, take_turns
 from vlkd_runtime.atomic import write_text
 from vlkd_runtime.bundle import Bundle
 
@@ -48,6 +51,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--processes", type=int, default=96, help="How many to record.")
     parser.add_argument("--bench", type=int, default=TURNS, help="As many as a bench would have.")
+    parser.add_argument("--in-turn", action="store_true", help="Let two at a time take turns.")
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     plan = Plan(asked.bundle, processes=asked.bench)
@@ -65,10 +69,11 @@ def main() -> None:
             "samples": -(-plan.samples // plan.processes),
             "max_seconds": limit,
         }
-        for number in range(asked.processes):
-            rows.append(recorded(start(request, limit)))
+        while len(rows) < asked.processes:
+            found = take_turns([request, request], limit) if asked.in_turn else [start(request, limit)]
+            rows += [recorded(answer) for answer in found]
             loads.append(os.getloadavg()[0])
-            print(f"{number + 1} of {asked.processes}", rows[-1]["call"], file=sys.stderr)
+            print(f"{len(rows)} of {asked.processes}", rows[-1]["call"], file=sys.stderr)
     where = (
         f"{read_machine().describe().partition(', load ')[0]}; "
         f"ONNX Runtime {version('onnxruntime')} on {plan.threads} thread; "
@@ -76,7 +81,8 @@ def main() -> None:
         f"{datetime.now(timezone.utc):%Y-%m-%d}."
     )
     head = {
-        "what": "A/A runs: one bundle, one process a line, in the order they ran; nothing changed between them.",
+        "what": "A/A runs: one bundle, one process a line, in the order they ran; nothing changed between them."
+        + " Each two took turns, a few calls at a time." * asked.in_turn,
         "where": where,
         "selection": f"All {len(rows)} processes that were started, none left out.",
         "columns": COLUMNS,

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import signal
-import subprocess
-import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +12,7 @@ from typing import Any
 
 import numpy as np
 
-import vlkd_runtime
 from vlkd_runtime.bundle import Bundle
-from vlkd_runtime.errors import UnavailableError
 
 from .benchrecord import (
     TIMED,
@@ -34,9 +26,9 @@ from .benchrecord import (
 from .latency import percentile, summarise_latency
 from .observing import Glimpse, Observer
 from .powermeter import Load, measure_power
-from .probe import PROGRAM
+from .processes import Watch, start, take_turns
 from .sensors import NoSensor, find_sensor
-from .sensors.devicememory import UNSEEN, DeviceMemory, find_device_memory
+from .sensors.devicememory import DeviceMemory, find_device_memory
 from .software import read
 
 BATCHES = (1, 4, 16)
@@ -45,7 +37,6 @@ BATCHES = (1, 4, 16)
 PROCESSES, TURNS = 8, 16
 THROUGHPUT_SECONDS = 0.4
 LOAD_SECONDS = 10.0
-GRACE_SECONDS = 120.0
 # Run-to-run differences above this are said: they, and not the spread within a run, limit what can be compared.
 UNSTEADY_RUNS = 0.025
 # A share of interrupted calls above this is said.
@@ -66,8 +57,8 @@ class Plan:
         image: Image file for the end-to-end time; the first golden image, as PNG, if None.
         throughput: Whether to measure throughput.
         power: Whether to measure power, where there is a sensor.
-        against: Another bundle whose processes take turns with this one's, so that what the machine does in the
-            meantime falls on both alike.
+        against: Another bundle whose processes take turns with this one's, a few calls at a time, so that what the
+            machine does in the meantime falls on both alike.
     """
 
     bundle: Path
@@ -161,21 +152,25 @@ def _run(
         with closing, Watch(lambda: _available_bytes(root)) as watch:
             for number in range(1, plan.processes + 1):
                 progress(f"process {number} of {plan.processes}")
-                # Which of the two goes first changes with each turn, so that no order favours either.
+                if plan.against is None:
+                    answers.append(start(request, limit, device))
+                    continue
+                # Which of the two starts first changes with each pair, so that no order favours either.
                 sides = [(request, answers)]
-                if plan.against is not None:
-                    sides.insert(number % 2, ({**request, "bundle": str(plan.against)}, others))
-                for asked, given in sides:
-                    given.append(start(asked, limit, device))
+                other = {name: value for name, value in request.items() if name != "ring"}
+                sides.insert(number % 2, ({**other, "bundle": str(plan.against)}, others))
+                found = take_turns([asked for asked, _ in sides], limit, device)
+                for (_, given), answer in zip(sides, found, strict=True):
+                    given.append(answer)
         power = PowerUse("", "", "not asked for")
         if plan.power:
             progress("power")
             load = {**base, "action": "load", "seconds": LOAD_SECONDS}
             power = measure_power(find_sensor(root, on_gpu=on_gpu), lambda: _load(load))
         memory = available, min(watch.values, default=None)
-        other = _measured(others, plan, memory, PowerUse("", "", "not asked for"), ()) if others else None
+        partner = _measured(others, plan, memory, PowerUse("", "", "not asked for"), ()) if others else None
         rows = _throughput(base, plan, progress) if plan.throughput else ()
-        return replace(_measured(answers, plan, memory, power, rows), against=other)
+        return replace(_measured(answers, plan, memory, power, rows), against=partner)
 
 
 def _measured(
@@ -206,103 +201,6 @@ def _measured(
         power=power,
         notes=_notes(latency),
     )
-
-
-def start(
-    request: Mapping[str, Any],
-    seconds: float,
-    device: DeviceMemory | NoSensor = NoSensor(("not asked for",)),  # noqa: B008  (a frozen value)
-) -> dict[str, Any]:
-    """Run one process and return its answer; it is ended if this process is interrupted.
-
-    Args:
-        request: What to do.
-        seconds: How long it may measure.
-        device: What reads the GPU memory that it holds meanwhile.
-
-    Raises:
-        UnavailableError: It failed, or did not end within `seconds` and some grace.
-    """
-    folders = [str(Path(package).parents[1]) for package in (vlkd_runtime.__file__, __file__)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")])}
-    began = time.monotonic()
-    process: subprocess.Popen[str] | None = None
-    try:
-        with _interrupts_held_back():
-            process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, json.dumps(request)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=environment,
-            )
-        number = process.pid
-        held = Watch(lambda: device.of(number)) if isinstance(device, DeviceMemory) else None
-        with held or contextlib.nullcontext():
-            out, errors = process.communicate(timeout=seconds + GRACE_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        msg = (
-            f"Expected a process that measures for {seconds:.0f} s to end, found it running {GRACE_SECONDS:.0f} s "
-            "longer: the bundle takes too long to load or to run here. Measure fewer samples."
-        )
-        raise UnavailableError(msg) from error
-    finally:
-        if process is not None and process.poll() is None:
-            process.kill()
-            process.communicate()
-    lines = out.strip().splitlines()
-    if process.returncode != 0 or not lines:
-        last = errors.strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
-        msg = f"Expected the bundle to run in a process of its own, found: {last[0]}. Check it with 'vlkd-edge verify'."
-        raise UnavailableError(msg)
-    answer: dict[str, Any] = json.loads(lines[-1])
-    # Both clocks are the system's monotonic one, so that the interpreter's own start counts as well.
-    answer["total_ms"] = 1e3 * (answer["answered_s"] - began)
-    answer["device_bytes"] = max(held.values, default=None) if held else None
-    answer["device_reason"] = "; ".join(device.reasons) if isinstance(device, NoSensor) else UNSEEN
-    return answer
-
-
-@contextlib.contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Hold an interrupt back until the process that is being started is known, or nobody could end it."""
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield  # interrupts go elsewhere, or nowhere
-        return
-    held: list[object] = []
-    before = signal.signal(signal.SIGINT, lambda *_: held.append(True))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if held:
-            raise KeyboardInterrupt
-
-
-class Watch:
-    """Collects a value ten times a second, for what only a look from outside can show."""
-
-    def __init__(self, value: Callable[[], int | None], interval_s: float = 0.1) -> None:
-        self.values: list[int] = []
-        self._value, self._interval = value, interval_s
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _follow(self) -> None:
-        while not self._stop.wait(self._interval):
-            found = self._value()
-            if found is not None:
-                self.values.append(found)
 
 
 @contextlib.contextmanager

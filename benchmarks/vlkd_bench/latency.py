@@ -144,12 +144,14 @@ def measure_together(
     min_seconds: float = 0.0,
     max_seconds: float = 60.0,
     clock: Callable[[], int] = time.perf_counter_ns,
+    before: Callable[[int], None] | None = None,
     after: Callable[[Mapping[str, list[int]]], None] | None = None,
 ) -> Series:
     """Time several calls in turn, one of each per round, after warming up until all their times settle.
 
     In turn, so that a slow moment of the machine falls on all of them alike. The arguments are `measure`'s, and
-    `after` is called with the durations so far after each round, outside what is timed.
+    `after` is called with the durations so far after each round, outside what is timed; so is `before`, with the
+    number of rounds so far before each, and what it takes is not taken off the limit.
     """
     started = clock()
     limit = started + int(max_seconds * 1e9)
@@ -158,13 +160,17 @@ def measure_together(
     interrupted: dict[str, int] = dict.fromkeys(calls, 0)
     first = clock()
     for rounds in itertools.count(1):
+        if before is not None:
+            paused = clock()
+            before(rounds - 1)
+            limit += clock() - paused
         for name, call in calls.items():
             switches = _switches()
-            before = clock()
+            began = clock()
             call()
             done = clock()
             interrupted[name] += _switches() > switches
-            samples[name].append(done - before)
+            samples[name].append(done - began)
         if after is not None:
             after(samples)
         now = clock()

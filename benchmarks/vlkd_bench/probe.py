@@ -2,7 +2,8 @@
 
 A process of its own gives the cold start and the peak memory of an application that does nothing else, and
 several of them show how much a number moves when nothing changed: memory layout, clocks, neighbours. They talk
-JSON: the request is the only argument, the answer the last line on standard output.
+JSON: the request is the only argument, the answer the last line on standard output. Two that take turns say so on a
+line each time that it is the other's turn, and wait for a line on standard input.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from vlkd_runtime import Classifier
 from vlkd_runtime.preprocess import prepare
 
 from .latency import measure_together
+
+TURN = "turn"
 
 # What an application does, and no more, up to its first answer; then this module takes over.
 PROGRAM = """
@@ -67,14 +70,25 @@ def latency(request: Mapping[str, Any], classifier: Classifier) -> dict[str, Any
                 ring.clear()
             ring.add(samples["call"][-1])
 
+    calls: dict[str, Callable[[], object]] = {
+        "engine": lambda: classifier.infer(batch),
+        "call": lambda: classifier.predict(prepared),
+        "end_to_end": lambda: classifier.predict(image),
+    }
+
+    def before(rounds: int) -> None:
+        if rounds % request["turn_rounds"] == 0:
+            print(TURN, file=sys.__stdout__, flush=True)
+            sys.stdin.readline()
+            # The caches hold what the other process left there; an application that goes on does not wait for that.
+            for call in calls.values():
+                call()
+
     series = measure_together(
-        {
-            "engine": lambda: classifier.infer(batch),
-            "call": lambda: classifier.predict(prepared),
-            "end_to_end": lambda: classifier.predict(image),
-        },
+        calls,
         min_samples=request["samples"],
         max_seconds=request["max_seconds"],
+        before=before if "turn_rounds" in request else None,
         after=after,
     )
     return {

@@ -126,6 +126,24 @@ def test_the_hook_after_a_round_is_outside_what_is_timed() -> None:
     assert series.samples_ns["call"] == [1_000_000] * len(series.samples_ns["call"])
 
 
+def test_the_hook_before_a_round_is_outside_what_is_timed_and_outside_the_limit() -> None:
+    now, seen = 0, list[int]()
+
+    def spend(nanoseconds: int) -> None:
+        nonlocal now
+        now += nanoseconds
+
+    def wait(rounds: int) -> None:
+        seen.append(rounds)
+        spend(10**9)
+
+    series = measure_together(
+        {"call": lambda: spend(1_000_000)}, min_samples=20, max_seconds=2.0, clock=lambda: now, before=wait
+    )
+    assert series.samples_ns["call"] == [1_000_000] * 20 and not series.truncated
+    assert seen == list(range(20))
+
+
 GLIMPSE = Glimpse(12.3, "process 2 of 8", 1500, 1.234, 2.5, 7.25, "VDD_IN", {"gpu": 54.0, "cpu": 60.0},
                   (1510.0, 1190.0), 918.0, ("throttling: x rose from 0 to 1",))  # fmt: skip
 SILENT = Glimpse(0.5, "starting", 0, None, None, None, "no power sensor: RAPL: none", {}, (), None, ())

@@ -20,7 +20,9 @@ from PIL import Image
 
 from vlkd_bench.benchrun import Plan
 from vlkd_bench.benchrun import run as run_bench
+from vlkd_bench.processes import take_turns
 from vlkd_bench.sensors.devicememory import DeviceMemory
+from vlkd_runtime.errors import UnavailableError
 
 FAST = ("--samples", "40", "--processes", "3", "--no-throughput", "--no-power")
 
@@ -207,6 +209,23 @@ def test_two_bundles_take_turns(bundle: Path, small: Any, tmp_path: Path) -> Non
     assert now["interleaved_with"] == before["bundle"]["digest"] != now["bundle"]["digest"]
     assert before["interleaved_with"] == now["bundle"]["digest"]
     assert now["when"] == before["when"] and now["latency"] != before["latency"]
+
+
+def test_one_that_fails_ends_the_turns_of_all(bundle: Path, images: Path, tmp_path: Path) -> None:
+    request = {
+        "action": "latency",
+        "bundle": str(bundle),
+        "engine": "auto",
+        "threads": 1,
+        "image": str(images / "photo/cat/0.png"),
+        "samples": 5,
+        "max_seconds": 10.0,
+    }
+    first, last = take_turns([request, request], 10.0)
+    assert {len(answer["samples_ns"]["call"]) for answer in (first, last)} == {5}
+    with pytest.raises(UnavailableError, match=r"a process of its own, found: .*not here"):
+        take_turns([request, {**request, "bundle": str(tmp_path / "not here")}], 10.0)
+    assert not children(os.getpid())
 
 
 class Gpu:
