@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from vlkd_bench.verdict import GuardBudget
 from vlkd_compress.prune.settings import PruneSettings
-from vlkd_distill.specs import PromptSettings, Settings
+from vlkd_distill.specs import TEACHER, PromptSettings, Settings
 from vlkd_distill.synthspecs import SynthesisSettings
 
 from . import targets as devices
@@ -90,7 +90,7 @@ class StudentConfig:
     """What is trained and shipped.
 
     Attributes:
-        arch: timm model name.
+        arch: timm model name, or ``teacher``: a copy of the teacher's image encoder.
         image_size: input height and width in pixels.
         jpeg_scale: JPEG files are decoded at 1/2, 1/4 or 1/8 as far as this many times ``image_size`` is left on both
             sides, in training as on the device; 0 decodes them whole.
@@ -103,6 +103,13 @@ class StudentConfig:
     jpeg_scale: int = 0
     pretrained: Literal["none", "hub", "package"] = "package"
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def words(self) -> str:
+        """What it starts as, for tables."""
+        if self.arch == TEACHER:
+            return f"the teacher's image encoder at {self.image_size} px"
+        return f"{self.arch} at {self.image_size} px, start weights {self.pretrained}"
 
 
 @dataclass(frozen=True, slots=True)

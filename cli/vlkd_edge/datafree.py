@@ -130,7 +130,7 @@ def run(
         command=command,
         machine=read_machine().describe().partition(", load ")[0],
         teacher=config.teacher.model if config.teacher.model == "demo" else Path(config.teacher.model).name,
-        student=f"{config.student.arch} at {config.student.image_size} px, start weights {config.student.pretrained}",
+        student=config.student.words,
         settings=settings
         | {f"synthesis.{k}": v for k, v in synthesis.items()}
         | {"synthesis.images_per_class": per_class, "excluded": list(synthesising.excluded(config))},

@@ -138,7 +138,7 @@ def class_disjoint(
         command=command,
         machine=read_machine().describe().partition(", load ")[0],
         teacher=config.teacher.model if config.teacher.model == "demo" else Path(config.teacher.model).name,
-        student=f"{config.student.arch} at {config.student.image_size} px, start weights {config.student.pretrained}",
+        student=config.student.words,
         settings=distill | {"templates": config.teacher.templates, "attributes": config.teacher.attributes},
         stand_ins=stand_ins(config),
         contract=tuple(contracts),

@@ -14,7 +14,7 @@ from vlkd_bench.predictions import PredictionRow
 from vlkd_bench.samples import Sample
 from vlkd_distill.data import DomainDataset
 from vlkd_distill.datacontract import Counts, DataContract, TeacherViews, forbid
-from vlkd_distill.specs import MethodName
+from vlkd_distill.specs import TEACHER, MethodName
 from vlkd_runtime.errors import DataError
 from vlkd_runtime.vectors import ClassVectors
 
@@ -124,7 +124,8 @@ def contract(
     nothing = method == "vlm-ood" and not config.distill.asks_about_images
     views: TeacherViews = "none" if nothing else config.distill.teacher_view
     captions = dataclasses.replace(config.distill, method=method).reads_captions
-    return DataContract.of(method, sources, config.data.held_out, views, counts, unseen, captions)
+    copied = config.student.arch == TEACHER
+    return DataContract.of(method, sources, config.data.held_out, views, counts, unseen, captions, copied)
 
 
 @dataclass(frozen=True, slots=True)

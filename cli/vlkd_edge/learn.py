@@ -15,7 +15,7 @@ from vlkd_bench.predictions import write_predictions
 from vlkd_bench.samples import Sample
 from vlkd_distill import data as domain_data
 from vlkd_distill import teacher_names
-from vlkd_distill.specs import CLIP_PREFIX, MethodName, Settings, StudentSpec
+from vlkd_distill.specs import CLIP_PREFIX, TEACHER, MethodName, Settings, StudentSpec
 from vlkd_runtime.errors import ConfigError, DataError
 from vlkd_runtime.preprocess import PreprocessSpec
 from vlkd_runtime.vectors import ClassVectors
@@ -107,13 +107,16 @@ def check_models(learning: Learning) -> None:
         inputs["frozen_groups"] = frozen
 
     def work(_: Path) -> None:
-        from vlkd_distill import freezing, students
+        from vlkd_distill import freezing, starting, students
 
         spec = learning.student_spec()
         students.check(spec)
         with learning.live.task("loading the models", None):
             learning.teacher()
-            if not spec.arch.startswith(CLIP_PREFIX):
+            if spec.arch == TEACHER:
+                copied = starting.copy_of(learning.teacher(), spec.image_size)
+                freezing.freeze_first(copied.backbone, frozen)
+            elif not spec.arch.startswith(CLIP_PREFIX):
                 freezing.freeze_first(students.create(spec, 1).backbone, frozen)
 
     learning.workspace.stage("models", inputs, work)

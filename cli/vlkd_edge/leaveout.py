@@ -139,7 +139,7 @@ def _table(
         command=command,
         machine=read_machine().describe().partition(", load ")[0],
         teacher=config.teacher.model if config.teacher.model == "demo" else Path(config.teacher.model).name,
-        student=f"{config.student.arch} at {config.student.image_size} px, start weights {config.student.pretrained}",
+        student=config.student.words,
         settings=distill,
         stand_ins=stand_ins(config, plan.methods),
         contract=tuple(contracts),

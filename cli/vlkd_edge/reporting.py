@@ -21,6 +21,7 @@ from vlkd_bench.report import values, wording
 from vlkd_bench.report.flips import DomainFlips, find_flips
 from vlkd_bench.report.history import Point, build_history
 from vlkd_bench.report.similarity import class_similarity
+from vlkd_distill.specs import TEACHER
 from vlkd_runtime.atomic import write_text
 
 from .config import Config
@@ -188,6 +189,8 @@ def _remember(report: values.BuildReport, digest: str, path: Path) -> tuple[Poin
 
 
 def _start(config: Config) -> str:
+    if config.student.arch == TEACHER:
+        return "a copy of its image encoder"
     start = {"none": "random start", "hub": "pretrained, from the hub", "package": "ImageNet start"}
     return start[config.student.pretrained]
 

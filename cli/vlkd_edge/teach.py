@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from vlkd_bench.leaveout import BASELINE
 from vlkd_bench.samples import Sample
 from vlkd_distill.augmentation import Augmentation
-from vlkd_distill.specs import MethodName
+from vlkd_distill.specs import TEACHER, MethodName
 from vlkd_runtime.atomic import write_bytes, write_text
 
 from . import trainingdata
-from .learn import Learning, load_vectors
+from .learn import Learning, load_vectors, teacher_key
 from .stages import StageResult, versions
 
 if TYPE_CHECKING:
@@ -179,6 +179,8 @@ def train(
         "pixels": store.key,
         "vectors": len(load_vectors(vectors).names) if method == BASELINE else vectors.key,
     }
+    if learning.config.student.arch == TEACHER:
+        inputs["copied"] = teacher_key(learning.config)
     if method == "vlkd":
         inputs["renderer"] = trainingdata.style_renderer()
     if settings.reads_captions:

@@ -147,12 +147,27 @@ def with_projector(student: Student, outputs: int, norm: Literal["batch", "layer
     return Student(student.backbone, _as_head(projector), mean, std)
 
 
+def with_classifier(student: Student, classes: int, seed: int) -> Student:
+    """Give a student a fresh linear classifier in place of its head; the backbone is shared.
+
+    Args:
+        student: as `from_teacher` makes it.
+        classes: C.
+        seed: of the classifier.
+    """
+    mean, std = (tuple(part.flatten().tolist()) for part in (student.mean, student.std))
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        return Student(student.backbone, nn.Linear(student.head.in_features, classes), mean, std)
+
+
 def from_teacher(teacher: OpenClipTeacher, image_size: int) -> Student:
-    """Make VL2V-SD's student: a trainable copy of the teacher's image encoder.
+    """Make a trainable copy of the teacher's image encoder: VL2V-SD's student, or any method's.
 
     Before it learns, it embeds an image as the teacher does: the copy has the teacher's weights and its
     normalisation, and where the size is not the teacher's own, its positions are interpolated. The last
-    linear layer becomes the student's head. VL2V-SD trains everything, head included, in one stage.
+    linear layer becomes the student's head; a tower that ends otherwise is given one that does nothing yet. VL2V-SD
+    trains everything, head included, in one stage.
 
     Args:
         teacher: whose image encoder is copied; it does not change.
@@ -162,7 +177,7 @@ def from_teacher(teacher: OpenClipTeacher, image_size: int) -> Student:
         ConfigError: the encoder cannot take images of that size.
     """
     visual = _copy(teacher, image_size)
-    backbone, head = _split(visual)
+    backbone, head = _split(visual, teacher.dim)
     student = _student(teacher, backbone, head).requires_grad_(True)
     try:
         with torch.inference_mode():
@@ -219,8 +234,8 @@ class _Pooled(nn.Module):
         return attended.transpose(1, 2).flatten(1)
 
 
-def _split(visual: Any) -> tuple[nn.Module, nn.Module]:
-    """Backbone and head whose composition is the tower; the head is the last linear layer if there is one."""
+def _split(visual: Any, outputs: int) -> tuple[nn.Module, nn.Linear]:
+    """Backbone and head whose composition is the tower; the head is its last linear layer, or one that does nothing."""
     from open_clip.modified_resnet import ModifiedResNet
     from open_clip.timm_model import TimmModel
 
@@ -237,7 +252,9 @@ def _split(visual: Any) -> tuple[nn.Module, nn.Module]:
         head.weight = nn.Parameter(visual.proj.detach().t().contiguous())
         visual.proj = None
         return visual, head
-    return visual, nn.Identity()
+    head = nn.Linear(outputs, outputs, bias=False)
+    nn.init.eye_(head.weight)
+    return visual, head
 
 
 def _copy(source: OpenClipTeacher, image_size: int) -> Any:

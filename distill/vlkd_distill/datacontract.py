@@ -43,6 +43,7 @@ class Needs:
     text: str
 
 
+_COPIED = "The student starts as a copy of the teacher's image encoder."
 _CAPTIONS = "Each training image's caption is embedded by the teacher and learned from, too."
 _TAUGHT = "Learns from labelled images of the source domains and from the teacher's embeddings of them; "
 
@@ -134,6 +135,7 @@ class DataContract:
         counts: of images.
         unseen: classes whose images are only measured on.
         captions: whether captions of the training images are used.
+        copied: whether the student starts as a copy of the teacher's image encoder, whatever the method.
     """
 
     method: str
@@ -145,6 +147,7 @@ class DataContract:
     counts: Counts
     unseen: tuple[str, ...] = ()
     captions: bool = False
+    copied: bool = False
 
     def __post_init__(self) -> None:
         needs = describe(self.method)
@@ -175,6 +178,7 @@ class DataContract:
         counts: Counts,
         unseen: Iterable[str] = (),
         captions: bool = False,
+        copied: bool = False,
     ) -> DataContract:
         """The contract that a method asks for; one that asks no teacher has no views, whatever is given.
 
@@ -185,24 +189,26 @@ class DataContract:
         views: TeacherViews = teacher_views if needs.teacher_images else "none"
         domains = tuple(sources), tuple(held_out)
         used = needs.labels, needs.unlabelled_images
-        return cls(method, *domains, *used, views, counts, tuple(unseen), captions)
+        return cls(method, *domains, *used, views, counts, tuple(unseen), captions, copied)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, with what the method asks for in words."""
         plain = dataclasses.asdict(self)
-        if not self.captions:  # which earlier results do not have
-            del plain["captions"]
+        for name in ("captions", "copied"):  # which earlier results do not have
+            if not plain[name]:
+                del plain[name]
         return {"text": self.text} | plain
 
     @property
     def text(self) -> str:
         """What the method looks at, as a sentence or two."""
         needs = describe(self.method)
-        captions = f" {_CAPTIONS}" if self.captions else ""
+        more = f" {_COPIED}" if self.copied and not needs.white_box else ""
+        more += f" {_CAPTIONS}" if self.captions else ""
         if needs.teacher_images and self.teacher_views == "none":
             text = "Learns from labelled images of the source domains and from the class texts; no image is embedded."
-            return text + captions
-        return needs.text + captions
+            return text + more
+        return needs.text + more
 
     def banner(self) -> tuple[str, ...]:
         """The contract in lines for people, to show before any work."""

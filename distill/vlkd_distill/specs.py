@@ -13,6 +13,9 @@ from vlkd_runtime.errors import ConfigError
 CLIP_PREFIX = "clip:"
 """In front of an open_clip teacher's name, as a student's architecture: its image tower with visual prompts."""
 
+TEACHER = "teacher"
+"""As a student's architecture: a copy of the teacher's own image encoder."""
+
 Pretrained = Literal["none", "hub", "package"]
 TeacherView = Literal["clean_cached", "same_aug"]
 MethodName = Literal["erm", "kd", "vl2v-adip", "vl2v-sd", "promptkd", "vlm-ood", "data-free", "vlkd"]
@@ -213,9 +216,10 @@ class StudentSpec:
     """What the student is before it learns anything.
 
     Attributes:
-        arch: timm model name; for promptkd also ``clip:<teacher name>``, an open_clip image transformer.
+        arch: timm model name; ``teacher``, a copy of the teacher's image encoder with its weights; for promptkd also
+            ``clip:<teacher name>``, an open_clip image transformer.
         image_size: input height and width in pixels.
-        pretrained: where the start weights come from.
+        pretrained: where a timm model's start weights come from.
         seed: seeds the weights that start random.
         options: extra keyword arguments of the timm model.
     """

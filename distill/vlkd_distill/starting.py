@@ -8,7 +8,7 @@ from collections.abc import Callable
 from vlkd_runtime.errors import ConfigError
 
 from . import clip_student, students
-from .specs import CLIP_PREFIX, StudentSpec
+from .specs import CLIP_PREFIX, TEACHER, StudentSpec
 from .stages import Method
 from .students import Student
 from .teachers import OpenClipTeacher, Teacher
@@ -27,9 +27,11 @@ def start(spec: StudentSpec, method: Method, teacher: Callable[[], Teacher]) -> 
         UnavailableError: the start weights cannot be had.
     """
     clip = spec.arch.startswith(CLIP_PREFIX)
+    if spec.arch == TEACHER:
+        return _copied(spec, method, teacher())
     match method.start:
         case "teacher":
-            return clip_student.from_teacher(_open_clip(teacher()), spec.image_size)
+            return copy_of(teacher(), spec.image_size)
         case "projector" if clip:
             source = OpenClipTeacher.load(spec.arch.removeprefix(CLIP_PREFIX))
             return clip_student.prompted_student(source, spec.image_size, method.outputs(), seed=spec.seed)
@@ -50,11 +52,31 @@ def untrained(spec: StudentSpec, method: Method, teacher: Callable[[], Teacher])
     return start(dataclasses.replace(spec, pretrained="none"), method, teacher)
 
 
-def _open_clip(teacher: Teacher) -> OpenClipTeacher:
+def copy_of(teacher: Teacher, image_size: int) -> Student:
+    """Make a student that is a copy of the teacher's image encoder.
+
+    Args:
+        teacher: whose encoder.
+        image_size: height and width of the student's images in pixels.
+
+    Raises:
+        ConfigError: it is not open_clip's, or its encoder cannot take images of that size.
+    """
     if not isinstance(teacher, OpenClipTeacher):
         msg = (
             f"The teacher '{teacher.name}' shows its answers only; expected an open_clip teacher, whose image encoder "
-            "the student of vl2v-sd starts as. Use vl2v-adip, which needs answers alone."
+            "the student starts as by distill.method = 'vl2v-sd' or student.arch = 'teacher'. Take a timm model and "
+            "another method, such as vl2v-adip, which needs answers alone."
         )
         raise ConfigError(msg)
-    return teacher
+    return clip_student.from_teacher(teacher, image_size)
+
+
+def _copied(spec: StudentSpec, method: Method, teacher: Teacher) -> Student:
+    """The teacher's image encoder with the head that the method trains: its own where that ends in its space."""
+    student = copy_of(teacher, spec.image_size)
+    if method.start == "projector":
+        return clip_student.with_projector(student, method.outputs(), "batch", spec.seed + 1)
+    if method.predicts_by_vectors:
+        return student
+    return clip_student.with_classifier(student, method.outputs(), spec.seed + 1)

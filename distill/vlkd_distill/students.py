@@ -20,7 +20,7 @@ from vlkd_runtime.vectors import ClassVectors
 
 from .losses import unit
 from .quiet import quiet
-from .specs import CLIP_PREFIX, StudentSpec
+from .specs import CLIP_PREFIX, TEACHER, StudentSpec
 from .teacher_names import check_name
 
 
@@ -173,6 +173,8 @@ def check(spec: StudentSpec) -> None:
     """
     import timm
 
+    if spec.arch == TEACHER:
+        return
     if spec.arch.startswith(CLIP_PREFIX):
         check_name(spec.arch.removeprefix(CLIP_PREFIX))
         return

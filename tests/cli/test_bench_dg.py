@@ -80,3 +80,12 @@ def test_a_table_grows_without_running_a_cell_again(tmp_path: Path, bench: Bench
     code, answer, _ = bench("dg", tmp_path / "three", *words, "--methods", "erm", "--set", "distill.lr=0.5")
     assert code == 2 and "same settings, found lr" in answer["error"]["message"]
     assert not (tmp_path / "three" / "stages").exists()
+
+
+def test_every_method_starts_as_the_teacher_where_that_is_asked_for(tmp_path: Path, bench: Bench) -> None:
+    words = ("--held-out", "sketch", "--methods", "erm", "--set", "student.arch=teacher")
+    code, table, errors = bench("dg", tmp_path, *words)
+    assert code == 0, errors
+    assert table["student"].startswith("the teacher's image encoder at ")
+    assert "starts as a copy of the teacher's image encoder" in " ".join(errors.split())
+    assert [one["copied"] for one in table["contract"]] == [True]

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from vlkd_distill import clip_student, export, feeding, students, training
+from vlkd_distill import clip_student, export, feeding, methods, starting, students, training
 from vlkd_distill.pixels import PixelStore
-from vlkd_distill.specs import Settings, StudentSpec
+from vlkd_distill.specs import MethodName, Settings, StudentSpec
 from vlkd_distill.stages import Batch, Stage
 from vlkd_distill.teachers import OpenClipTeacher
 from vlkd_runtime.errors import ConfigError
@@ -92,8 +92,7 @@ def test_a_copy_embeds_as_its_teacher_before_it_learns(kind: str) -> None:
     with torch.no_grad():
         assert np.abs(unit(student(images)) - source.embed_views(images).numpy()).max() < 1e-5
         features = student.features(images)
-    head: Any = student.head
-    assert kind == "timm-mlp" or features.shape[1] == head.in_features
+    assert features.shape[1] == student.head.in_features
     assert np.abs(unit(features)[:, :4] - source.embed_views(images).numpy()[:, :4]).max() > 1e-3 or (
         kind == "timm-mlp"
     )
@@ -184,6 +183,43 @@ def test_any_student_can_have_the_projector() -> None:
     student = clip_student.with_projector(plain, 24, "layer", 0).eval()
     assert student(views(32)).shape == (3, 24) and student.backbone is plain.backbone
     assert torch.equal(student.mean, plain.mean)
+
+
+VECTORS = vectors(24)
+METHODS = ("erm", "kd", "vl2v-adip", "vl2v-sd", "promptkd", "vlm-ood", "vlkd")
+
+
+@pytest.mark.parametrize("kind", ["timm", "timm-mlp", "vit"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_can_start_from_the_teachers_encoder(method: MethodName, kind: str) -> None:
+    source, spec = teacher(kind), StudentSpec("teacher", EXACT[kind], seed=4)
+    how = methods.create(Settings(method=method), VECTORS)
+    images = views(EXACT[kind])
+    with torch.no_grad():
+        student, again, other = (
+            starting.start(dataclasses.replace(spec, seed=seed), how, lambda: source).eval()
+            for seed in (4, 4, 5)
+        )
+        outputs, embedded = student(images), source.embed_views(images).numpy()
+        copied = clip_student.from_teacher(source, EXACT[kind]).eval()
+        assert torch.allclose(student.features(images), copied.features(images), atol=1e-5)
+        assert torch.equal(outputs, again(images))
+        assert outputs.shape == (3, how.outputs())
+        if how.predicts_by_vectors and method != "promptkd":  # its own last layer is kept
+            assert np.abs(unit(outputs) - embedded).max() < 1e-5
+            assert torch.equal(outputs, other(images))
+        else:
+            assert not torch.allclose(outputs, other(images))
+
+
+def test_a_student_cannot_start_as_a_teacher_that_shows_only_answers() -> None:
+    class Answers:
+        name = "answers"
+
+    for method, arch in (("erm", "teacher"), ("vl2v-sd", "tf_efficientnet_lite0")):
+        how = methods.create(Settings(method=method), VECTORS)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=r"'answers' shows its answers only.*Take a timm model"):
+            starting.start(StudentSpec(arch, 32), how, Answers)  # type: ignore[arg-type, return-value]
 
 
 class Towards:

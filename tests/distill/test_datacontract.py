@@ -202,3 +202,16 @@ def test_what_is_forbidden_now_can_be_told_to_another_process(held_out: Path) ->
     with datacontract.forbid([held_out / "link"]), datacontract.watch_files([held_out / "data/sketchy"]):
         assert datacontract.forbidden() == ((held_out / "data/sketch").resolve(),)
     assert datacontract.forbidden() == ()
+
+
+def test_a_student_that_starts_as_the_teacher_says_so_whatever_the_method() -> None:
+    found = {
+        method: DataContract.of(method, ["a"], ["c"], "clean_cached", COUNTS, copied=True)
+        for method in ("erm", "vl2v-sd")
+    }
+    assert found["erm"].text.endswith(
+        "never asks a teacher. The student starts as a copy of the teacher's image encoder."
+    )
+    assert found["vl2v-sd"].text.count("starts as a copy") == 1
+    assert found["erm"].as_json()["copied"] is True
+    assert "copied" not in DataContract.of("erm", ["a"], ["c"], "clean_cached", COUNTS).as_json()
