@@ -19,6 +19,8 @@ from vlkd_bench.predictions import read_predictions
 from vlkd_distill.data import scan, split_of
 from vlkd_runtime import Bundle, Classifier, PreprocessSpec
 
+from .conftest import Invoke
+
 SMALL = (
     "data.demo_images=20",
     "data.demo_held_out_images=25",
@@ -28,6 +30,7 @@ SMALL = (
     "student.jpeg_scale=2",
     "student.pretrained=none",
     "distill.batch_norm=train",
+    'distill.styles=["grey"]',
     "distill.epochs=2",
     "distill.align_epochs=2",
     "compress.calibration_images=32",
@@ -36,31 +39,26 @@ SMALL = (
 )
 
 
-def command(out: Path, *extra: str) -> list[str]:
+def words(out: Path, *extra: str, target: str = "jetson") -> list[str]:
     settings = [word for value in (*SMALL, *extra) for word in ("--set", value)]
-    return [
-        sys.executable,
-        "-m",
-        "vlkd_edge",
-        "build",
-        "--target",
-        "jetson",
-        "--out",
-        str(out),
-        "--json",
-        *settings,
-    ]
+    return ["build", "--target", target, "--out", str(out), "--json", *settings]
 
 
-def run(out: Path, *extra: str) -> tuple[int, dict[str, Any], str]:
-    done = subprocess.run(command(out, *extra), capture_output=True, text=True, check=False, timeout=600)
+def command(out: Path) -> list[str]:
+    return [sys.executable, "-m", "vlkd_edge", *words(out)]
+
+
+def run(out: Path) -> tuple[int, dict[str, Any], str]:
+    """Build in a process of its own: exit code, the printed object, what was said."""
+    done = subprocess.run(command(out), capture_output=True, text=True, check=False, timeout=600)
     lines = done.stdout.strip().splitlines()
     return done.returncode, json.loads(lines[-1]) if lines else {}, done.stderr
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def built(demo_world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("build") / "out"
+    shutil.copytree(demo_world, out / "stages" / demo_world.name)
     code, answer, said = run(out)
     assert code == 0, said
     return out, answer
@@ -133,7 +131,8 @@ def test_the_shipped_accuracy_is_the_bundles_own(built: tuple[Path, dict[str, An
     (images,) = out.glob("stages/data-*/images")
     dataset = scan(images)
     tests = dataset.of(["sketch"], "test")
-    with Classifier.load(out / "bundle") as classifier:
+    bundle = Bundle.open(out / "bundle")  # by itself, the processor would take the float graph
+    with Classifier.load(bundle, engine="ort-cpu", variant=bundle.manifest.variants[0].name) as classifier:
         right = sum(classifier.predict(sample.path).index == sample.label for sample in tests)
     assert answer["accuracy"]["shipped"]["sketch"] == pytest.approx(right / len(tests))
 
@@ -177,8 +176,8 @@ def test_a_second_run_does_nothing_and_needs_no_torch(built: tuple[Path, dict[st
         "finally:\n"
         "    print('torch' in sys.modules, file=sys.stderr)\n"
     )
-    words = [sys.executable, "-c", script, *command(out)[3:]]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    program = [sys.executable, "-c", script, *words(out)]
+    done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1] == "False"
     again = json.loads(done.stdout.splitlines()[-1])
@@ -251,8 +250,7 @@ def test_held_out_images_are_opened_by_evaluation_alone(
     out = tmp_path / "out"
     (data,) = built[0].glob("stages/data-*")
     shutil.copytree(data, out / "stages" / data.name)
-    words = command(out)[3:]
-    script = WATCH.format(arguments=words, interesting=MAY_OPEN | MUST_NOT_OPEN)
+    script = WATCH.format(arguments=words(out), interesting=MAY_OPEN | MUST_NOT_OPEN)
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=600
     )
@@ -262,10 +260,12 @@ def test_held_out_images_are_opened_by_evaluation_alone(
     assert all(names & MAY_OPEN and not names & MUST_NOT_OPEN for names in openers), openers
 
 
-def test_a_guard_that_says_no_ships_nothing(built: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_a_guard_that_says_no_ships_nothing(
+    built: tuple[Path, dict[str, Any]], tmp_path: Path, invoke: Invoke
+) -> None:
     out = tmp_path / "out"
     shutil.copytree(built[0], out)
-    code, answer, _ = run(out, "guard.worst_points=0")
+    code, answer, _ = invoke(*words(out, "guard.worst_points=0"))
     assert code == 1 and answer["bundle"] == "" and answer["guard"]["verdict"] in ("fail", "inconclusive")
     names = [candidate["name"] for candidate in answer["candidates"]]
     assert names[0] == "int8-percentile" and len(names) > 2  # the ladder was climbed down
@@ -276,15 +276,13 @@ def test_a_guard_that_says_no_ships_nothing(built: tuple[Path, dict[str, Any]], 
 
 
 def test_a_bundle_for_rtx_carries_the_engine_of_its_preflight(
-    built: tuple[Path, dict[str, Any]], tmp_path: Path
+    built: tuple[Path, dict[str, Any]], tmp_path: Path, invoke: Invoke
 ) -> None:
     out = shutil.copytree(built[0], tmp_path / "out", ignore=shutil.ignore_patterns(".lock"))
-    words = ["desktop-rtx" if word == "jetson" else word for word in command(out)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=600)
-    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    code, answer, said = invoke(*words(out, target="desktop-rtx"))
     if answer["preflight"]["verdict"] == "not run":
         pytest.skip(answer["preflight"]["detail"])
-    assert done.returncode == 0, done.stderr
+    assert code == 0, said
     bundle = Bundle.open(out / "bundle")
     (engine,) = bundle.manifest.engines
     # TensorRT for RTX has no INT8 convolutions and takes float16, which passed the guard, too.
@@ -296,18 +294,20 @@ def test_a_bundle_for_rtx_carries_the_engine_of_its_preflight(
     assert Bundle.open(built[0] / "bundle").manifest.engines == ()
 
 
-def test_a_target_that_refuses_gets_no_bundle(built: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_a_target_that_refuses_gets_no_bundle(
+    built: tuple[Path, dict[str, Any]], tmp_path: Path, invoke: Invoke
+) -> None:
     out = shutil.copytree(built[0], tmp_path / "out", ignore=shutil.ignore_patterns(".lock"))
-    words = ["tight" if word == "jetson" else word for word in command(out)]
-    words += ["--set", "targets.tight.inherits=jetson", "--set", "targets.tight.memory_gib=2.5"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=600)
-    answer = json.loads(done.stdout.strip().splitlines()[-1])
-    assert (done.returncode, answer["preflight"]["verdict"]) == (1, "fail"), done.stderr
+    tight = ("targets.tight.inherits=jetson", "targets.tight.memory_gib=2.5")
+    code, answer, said = invoke(*words(out, *tight, target="tight"))
+    assert (code, answer["preflight"]["verdict"]) == (1, "fail"), said
     assert "VP021 memory" in answer["preflight"]["detail"]
     assert not (out / "bundle").exists() and not list(out.glob("*tight*.vlkd"))
 
 
-def test_a_damaged_stage_is_done_again(built: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_a_damaged_stage_is_done_again(
+    built: tuple[Path, dict[str, Any]], tmp_path: Path, invoke: Invoke
+) -> None:
     out = tmp_path / "out"
     shutil.copytree(built[0], out)
     (model,) = out.glob("stages/candidate-int8-*/model.onnx")
@@ -316,14 +316,14 @@ def test_a_damaged_stage_is_done_again(built: tuple[Path, dict[str, Any]], tmp_p
     model.write_bytes(data)
     (record,) = out.glob("stages/vectors-*/stage.json")
     record.write_text("{")
-    code, answer, said = run(out)
+    code, answer, said = invoke(*words(out))
     assert code == 0, said
     redone = {stage["name"] for stage in answer["stages"] if not stage["cached"]}
     assert redone == {"vectors", "candidate-int8-percentile"}
 
 
-def test_same_inputs_same_archive(built: tuple[Path, dict[str, Any]]) -> None:
+def test_same_inputs_same_archive(built: tuple[Path, dict[str, Any]], invoke: Invoke) -> None:
     archive = built[0] / "demo-jetson-orin-nano.vlkd"
     before = hashlib.sha256(archive.read_bytes()).hexdigest()
-    assert run(built[0])[0] == 0
+    assert invoke(*words(built[0]))[0] == 0
     assert hashlib.sha256(archive.read_bytes()).hexdigest() == before

@@ -51,8 +51,11 @@ def run(out: Path, *settings: str) -> tuple[Outcome, Mapping[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome, Mapping[str, Any]]:
+def built(
+    demo_world: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Outcome, Mapping[str, Any]]:
     out = tmp_path_factory.mktemp("build") / "out"
+    shutil.copytree(demo_world, out / "stages" / demo_world.name)
     return out, *run(out, "compress.prune.target=macs:0.6", "compress.prune.sparsity=2:4")
 
 

@@ -21,13 +21,12 @@ CLASSES = ("cat", "fish", "tree")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three styles of three classes as a folder, and beside it as shards of 17 images."""
     root = tmp_path_factory.mktemp("world")
-    per_style = dict.fromkeys(("photo", "cartoon", "sketch"), 16)
-    demo.write_world(root / "all", per_class=per_style, seed=3)
     for style in ("photo", "cartoon", "sketch"):
         for name in CLASSES:
-            target = root / "folder" / style / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            (root / "all" / style / name).rename(target)
+            (root / "folder" / style / name).mkdir(parents=True)
+            for number in range(16):
+                picture = demo.render(demo.sample_scene(3, style, name, number), 64)
+                picture.save(root / "folder" / style / name / f"{number:02d}.png")
     found = data.scan(root / "folder")
     webdata.write_shards(found.samples, found.classes, root / "shards", 17)
     return root
