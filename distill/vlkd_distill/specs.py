@@ -20,7 +20,7 @@ Pretrained = Literal["none", "hub", "package"]
 TeacherView = Literal["clean_cached", "same_aug"]
 MethodName = Literal["erm", "kd", "vl2v-adip", "vl2v-sd", "promptkd", "vlm-ood", "data-free", "vlkd"]
 Rule = Literal["last", "mean", "source-best", "swad"]
-StyleName = Literal["grey", "pencil", "edges", "poster", "paint", "palette"]
+StyleName = Literal["grey", "pencil", "edges", "contours", "poster", "paint", "palette"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class Settings:
     caption_weight: float = 0.0
     relation_weight: float = 0.0
     style_share: float = 0.5
-    styles: tuple[StyleName, ...] = ("pencil", "edges", "poster", "grey", "paint", "palette")
+    styles: tuple[StyleName, ...] = ("pencil", "edges", "contours", "poster", "grey", "paint", "palette")
     teacher_view: TeacherView = "same_aug"
     batch_norm: Literal["train", "frozen"] = "frozen"
     frozen_groups: int = 0

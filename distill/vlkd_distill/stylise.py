@@ -6,6 +6,8 @@ view of a source image can never show something of a held-out domain.
 Letters used in shapes: S pixels a side, r filter radius.
 
 References:
+    contours: Canny, "A Computational Approach to Edge Detection", PAMI 1986: crests of the gradient, weak ones only
+    where they go on from strong ones.
     edges: Winnemoeller et al., "XDoG: An eXtended difference-of-Gaussians compendium", Computers & Graphics
     2012, equations 3 to 7.
     paint: Kuwahara et al., "Processing of RI-angiocardiographic images", 1976: of four windows around a pixel,
@@ -52,6 +54,19 @@ def edges(image: Tensor, generator: torch.Generator) -> Tensor:
     return lines.clamp(0, 1).expand(3, -1, -1)
 
 
+def contours(image: Tensor, generator: torch.Generator) -> Tensor:
+    """Sketch by a few thin lines, smaller or larger on white paper: no shading, and gaps where nothing stands out."""
+    side = image.shape[-1]
+    flat = _kuwahara(image, max(1, round(_between(0.01, 0.03, generator) * side)))
+    crests = _crests(_blur(flat, _between(0.006, 0.014, generator) * side))
+    strong, weak = _between(0.15, 0.35, generator), _between(0.4, 0.6, generator)
+    lines = _joined(*(crests >= _least(crests, part) for part in (strong, weak))).float()
+    width = round(_between(0.0025, 0.0068, generator) * side)
+    ink = _blur(F.max_pool2d(lines, 2 * width + 1, 1, width), 0.0026 * side)
+    paper = 1.0 - _between(0.6, 1.0, generator) * ink.clamp(0, 1)
+    return _smaller(paper, generator).expand(3, -1, -1)
+
+
 def poster(image: Tensor, generator: torch.Generator) -> Tensor:
     """Few flat, strong colours with dark outlines, as a cartoon has."""
     flat = _kuwahara(image, max(1, round(_between(0.01, 0.025, generator) * image.shape[-1])))
@@ -86,7 +101,15 @@ def palette(image: Tensor, generator: torch.Generator) -> Tensor:
 
 
 STYLES: Mapping[str, Style] = MappingProxyType(
-    {"grey": grey, "pencil": pencil, "edges": edges, "poster": poster, "paint": paint, "palette": palette}
+    {
+        "grey": grey,
+        "pencil": pencil,
+        "edges": edges,
+        "contours": contours,
+        "poster": poster,
+        "paint": paint,
+        "palette": palette,
+    }
 )
 """Name to style: image ``(3, S, S)`` float32 in 0 to 1 and a source of randomness to the same shape."""
 
@@ -130,6 +153,47 @@ def _kuwahara(image: Tensor, radius: int) -> Tensor:
     variance = windows[:, 4] - windows[:, 3].square()
     best = variance.argmin(0)[None, None].expand(1, 3, -1, -1)
     return windows[:, :3].gather(0, best)[0]
+
+
+def _crests(image: Tensor) -> Tensor:
+    """Strength ``(1, S, S)`` of the change where no neighbour across the line has a stronger one; elsewhere zero."""
+    slope = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
+    across = F.conv2d(_pad(image[:, None], 1, 1), torch.stack([slope, slope.t()])[:, None])  # (3, 2, S, S)
+    strength = across.square().sum(1).sqrt()
+    strongest = strength.argmax(0, keepdim=True)
+    strength = strength.gather(0, strongest)
+    right, down = across.gather(0, strongest[:, None].expand(-1, 2, -1, -1))[0]
+    eighth = (torch.atan2(down, right) / (math.pi / 4)).round().long()[None] % 4
+    around, side = _pad(strength[:, None], 1, 1)[:, 0], image.shape[-1]
+    crests = torch.zeros_like(strength)
+    for direction, (y, x) in enumerate(((0, 1), (1, 1), (1, 0), (1, -1))):
+        ahead, behind = (around[:, 1 + way * y :, 1 + way * x :][:, :side, :side] for way in (1, -1))
+        crest = (eighth == direction) & (strength >= ahead) & (strength > behind)
+        crests = torch.where(crest, strength, crests)
+    return crests
+
+
+def _least(crests: Tensor, part: float) -> float:
+    """What the strongest part of the crests reach; above all of them where there is none to speak of."""
+    found = crests[crests > 0.02]
+    return float(torch.quantile(found, 1.0 - part)) if len(found) else math.inf
+
+
+def _joined(strong: Tensor, weak: Tensor) -> Tensor:
+    """The weak points ``(1, S, S)`` that hang together with strong ones, these included."""
+    now, last = strong.float(), torch.zeros_like(strong, dtype=torch.float32)
+    while not torch.equal(now, last):
+        last, now = now, F.max_pool2d(now, 3, 1, 1) * weak
+    return now.bool()
+
+
+def _smaller(drawing: Tensor, generator: torch.Generator) -> Tensor:
+    """The drawing ``(1, S, S)`` at half its size to all of it, somewhere on white paper."""
+    side = drawing.shape[-1]
+    small = round(side * min(1.0, _between(0.5, 1.2, generator)))
+    reduced = F.interpolate(drawing[None], (small, small), mode="bilinear", antialias=True)[0]
+    left, top = (round(_between(0.0, side - small, generator)) for _ in range(2))
+    return F.pad(reduced, (left, side - small - left, top, side - small - top), value=1.0).clamp(0, 1)
 
 
 def _noise(size: int, slope: float, generator: torch.Generator) -> Tensor:
