@@ -112,6 +112,7 @@ def leave_one_out(
         check_beforehand(one)
     empty = _table(config, plan, (), command, ())
     if earlier is not None:
+        earlier = _up_to_date(earlier, config, plan, domains, empty.settings)
         earlier.with_more(empty)  # refuses what does not belong in one table before anything is trained
     known = {} if earlier is None else {cell.key: cell for cell in earlier.cells if cell.key}
     with locked(out):
@@ -126,6 +127,34 @@ def leave_one_out(
             contracts += [contract.as_json() for contract in seen]
     made = _table(config, plan, cells, command, contracts)
     return made if earlier is None else earlier.with_more(made)
+
+
+def _up_to_date(
+    earlier: LeaveOutTable, config: Config, plan: Plan, domains: Sequence[str], settings: Mapping[str, Any]
+) -> LeaveOutTable:
+    """An earlier table without the rows that today's settings change, where the plan makes all of their cells again.
+
+    The cells of other methods stay: their keys say that nothing which they depend on has changed.
+    """
+    now = json.loads(json.dumps(settings))
+    changed = {name for name in {*earlier.settings, *now} if earlier.settings.get(name) != now.get(name)}
+    outdated = {
+        cell.method
+        for cell in earlier.cells
+        if cell.method in KNOWN
+        and changed
+        & dataclasses.replace(config.distill, method=typing.cast("MethodName", cell.method)).used().keys()
+    }
+    lost = [cell for cell in earlier.cells if cell.method in outdated]
+    made_again = {(name, domain, seed) for name in plan.methods for domain in domains for seed in plan.seeds}
+    if not changed or not {(cell.method, cell.held_out, cell.seed) for cell in lost} <= made_again:
+        return earlier  # the same, or of other settings, which is refused where tables are put together
+    return dataclasses.replace(
+        earlier,
+        cells=tuple(cell for cell in earlier.cells if cell.method not in outdated),
+        contract=tuple(one for one in earlier.contract if one["method"] not in outdated),
+        settings=now,
+    )
 
 
 def _table(

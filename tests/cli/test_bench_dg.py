@@ -77,6 +77,12 @@ def test_a_table_grows_without_running_a_cell_again(tmp_path: Path, bench: Bench
     assert grown["rows"][:2] == first["rows"]
     assert not list((tmp_path / "two" / "stages").glob("erm-*"))
     assert json.loads((tmp_path / "results.json").read_text()) == grown
+    other = ("--methods", "vlkd", "--set", "distill.distance_weight=0.5")
+    code, changed, errors = bench("dg", tmp_path / "two", *words, *other)
+    assert code == 0, errors
+    assert changed["settings"]["distance_weight"] == 0.5
+    assert changed["rows"][:4] == grown["rows"][:4]
+    assert changed["rows"][4]["key"] != grown["rows"][4]["key"]
     code, answer, _ = bench("dg", tmp_path / "three", *words, "--methods", "erm", "--set", "distill.lr=0.5")
     assert code == 2 and "same settings, found lr" in answer["error"]["message"]
     assert not (tmp_path / "three" / "stages").exists()

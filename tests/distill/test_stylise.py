@@ -44,8 +44,9 @@ def test_a_style_is_an_image_of_the_same_size_that_a_seed_decides(name: str) -> 
 
 
 @pytest.mark.parametrize("name", sorted(stylise.STYLES))
-def test_the_shape_can_still_be_seen(name: str) -> None:
+def test_the_shape_can_still_be_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # The outline of the disc is where a view changes most, as it is where the image does.
+    monkeypatch.setattr(stylise, "_smaller", lambda drawing, _: drawing)
     image = picture(size=64)
     at = torch.arange(64) - 32.0
     radius = (at[:, None] ** 2 + at[None] ** 2).sqrt()
@@ -58,7 +59,7 @@ def test_the_shape_can_still_be_seen(name: str) -> None:
     assert sorted(clearer)[4] > 1.1
 
 
-@pytest.mark.parametrize("name", ["grey", "pencil", "edges"])
+@pytest.mark.parametrize("name", ["grey", "pencil", "edges", "contours"])
 def test_drawings_have_no_colour(name: str) -> None:
     red, green, blue = stylise.STYLES[name](picture(), rng())
     assert torch.equal(red, green) and torch.equal(green, blue)
@@ -70,7 +71,7 @@ def test_grey_is_the_luma_on_a_curve() -> None:
     assert np.abs(stylise.grey(image, rng(3))[0].numpy() - luma(image) ** curve).max() < 1e-5
 
 
-@pytest.mark.parametrize("name", ["pencil", "edges"])
+@pytest.mark.parametrize("name", ["pencil", "edges", "contours"])
 def test_nothing_to_outline_is_white_paper(name: str) -> None:
     assert float(stylise.STYLES[name](torch.full((3, SIZE, SIZE), 0.6), rng()).min()) > 0.99
 
@@ -107,6 +108,48 @@ def test_edges_are_a_thresholded_difference_of_gaussians() -> None:
     found = stylise.edges(image, rng(5))[0].numpy()
     assert np.abs(found - expected.clip(0, 1)).max() < 1e-2  # the threshold multiplies rounding by up to 200
     assert found.min() < 0.5 < found.mean()
+
+
+def test_crests_are_where_no_neighbour_across_the_line_is_stronger() -> None:
+    image = stylise._blur(picture(2), 1.2)
+    found, padded = stylise._crests(image)[0].numpy(), np.pad(image.numpy(), ((0, 0), (1, 1), (1, 1)), "edge")
+    sobel = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    slopes = np.zeros((2, 3, SIZE, SIZE))
+    for colour, y, x in np.ndindex(3, SIZE, SIZE):
+        window = padded[colour, y : y + 3, x : x + 3]
+        slopes[:, colour, y, x] = (window * sobel).sum(), (window * sobel.T).sum()
+    strength = np.hypot(*slopes)
+    most = strength.max(0)
+    around, expected = np.pad(most, 1, "edge"), np.zeros_like(most)
+    for y, x in np.ndindex(SIZE, SIZE):
+        right, down = slopes[:, strength[:, y, x].argmax(), y, x]
+        eighth = round(math.degrees(math.atan2(down, right)) / 45) % 4
+        dy, dx = {0: (0, 1), 1: (1, 1), 2: (1, 0), 3: (1, -1)}[eighth]
+        ahead, behind = around[y + 1 + dy, x + 1 + dx], around[y + 1 - dy, x + 1 - dx]
+        expected[y, x] = most[y, x] if most[y, x] >= ahead and most[y, x] > behind else 0.0
+    assert np.abs(found - expected).max() < 1e-4
+    assert 0.05 < (found > 0.02).mean() < 0.4
+
+
+def test_weak_lines_stay_where_they_go_on_from_strong_ones() -> None:
+    weak = torch.zeros(1, 6, 12, dtype=torch.bool)
+    weak[0, 1, 1:10] = weak[0, 2, 10] = weak[0, 4, 3:8] = True
+    strong = torch.zeros_like(weak)
+    strong[0, 1, 1] = True
+    joined = stylise._joined(strong, weak)
+    assert bool(joined[0, 2, 10]) and torch.equal(joined[0, :3], weak[0, :3])  # around a corner, to the end
+    assert not joined[0, 4].any()
+
+
+def test_a_drawing_is_put_smaller_somewhere_on_white_paper() -> None:
+    drawn = [stylise._smaller(torch.zeros(1, 64, 64), rng(seed))[0] for seed in range(20)]
+    sizes, places = set(), set()
+    for paper in drawn:
+        rows, columns = ((paper == 0).any(axis).nonzero().flatten() for axis in (1, 0))
+        assert len(rows) == len(columns) and float(paper.sum()) == 64 * 64 - len(rows) ** 2
+        sizes.add(len(rows))
+        places.add((int(rows[0]), int(columns[0])))
+    assert min(sizes) < 40 and max(sizes) == 64 and len(places) > 8
 
 
 def test_kuwahara_takes_the_mean_of_the_calmest_window() -> None:
