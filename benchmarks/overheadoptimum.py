@@ -25,8 +25,8 @@ from tinymodel import NAMES
 from vlkd_runtime import Classifier
 from vlkd_runtime.preprocess import jpeg_denominator, prepare
 
-# Bounds: on photographs of a camera's size; and where decoding and the network leave less than that to be gained.
-LEAST_FACTOR, LEAST_SHARE, LEAST_SMALL = 2.0, 0.75, 1.0
+# Bounds: on photographs of a camera's size, decoded as builds have it; and where there is less than that to be gained.
+LEAST_FACTOR, LEAST_SHARE, LEAST_PLACE = 2.0, 0.7, 1.0
 CHUNK, BATCHES, TRIALS = 40, (1, 4, 8, 16), 4
 # What spins after a run, or is being written back, must not fall into the other side's time.
 PAUSE_S = 0.05
@@ -73,7 +73,12 @@ def optimum(python: Path, folder: Path, paths: Sequence[Path], threads: int | No
 
 
 def against_optimum(
-    python: Path, folder: Path, bundles: Mapping[str, Path], paths: Sequence[Path], rounds: int, judge: Judge
+    python: Path,
+    folder: Path,
+    bundles: Mapping[str, Path],
+    paths: Sequence[Path],
+    rounds: int,
+    judges: Mapping[str, Judge],
 ) -> dict[str, dict[str, Any]]:
     """Compare all with their defaults on all processors, and with one thread each.
 
@@ -83,7 +88,7 @@ def against_optimum(
         bundles: The same network for this library, by the way it takes part.
         paths: JPEG files.
         rounds: Of ``CHUNK`` images, or of all files if they are fewer, for each side.
-        judge: `by_factor` or `by_share`.
+        judges: `by_factor`, `by_share` or `by_place`, for each of these ways.
 
     Returns:
         A row for each bundle.
@@ -105,7 +110,7 @@ def against_optimum(
         with optimum(python, folder, paths, 1) as theirs:
             one = in_rounds(theirs, {**mode, "batch": 1}, single, paths, rounds // 2, "cpu")
         return {
-            name: one_row(whole[name], one[name], where_the_time_goes(single[name], paths), judge)
+            name: one_row(whole[name], one[name], where_the_time_goes(single[name], paths), judges[name])
             | {"optimum_at_its_best": mode, "versions": versions}
             for name in bundles
         }
@@ -150,14 +155,23 @@ def by_share(found: dict[str, Any]) -> dict[str, Any]:
         found["all_processors"]["images_per_second_ratio"],
     )
     return {
-        "passed": share >= LEAST_SHARE and ratio >= LEAST_SMALL,
+        "passed": share >= LEAST_SHARE and ratio >= LEAST_PLACE,
         "compared": (
             "share_of_possible_ratio against least_share: how much of the ratio that decoding and the network alone "
             "would allow in one thread is reached there; and images per second on all processors against least_ratio, "
             "never slower than optimum"
         ),
         "least_share": LEAST_SHARE,
-        "least_ratio": LEAST_SMALL,
+        "least_ratio": LEAST_PLACE,
+    }
+
+
+def by_place(found: dict[str, Any]) -> dict[str, Any]:
+    """Ask to be no slower than optimum on all processors."""
+    return {
+        "passed": found["all_processors"]["images_per_second_ratio"] >= LEAST_PLACE,
+        "compared": "images per second on all processors, against least_ratio: never slower than optimum",
+        "least_ratio": LEAST_PLACE,
     }
 
 

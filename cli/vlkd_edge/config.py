@@ -100,7 +100,7 @@ class StudentConfig:
 
     arch: str = "tf_efficientnet_lite0"
     image_size: int = 64
-    jpeg_scale: int = 0
+    jpeg_scale: int = 2
     pretrained: Literal["none", "hub", "package"] = "package"
     options: dict[str, Any] = field(default_factory=dict)
 

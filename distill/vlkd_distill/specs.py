@@ -92,7 +92,7 @@ class Settings:
     caption_weight: float = 0.0
     relation_weight: float = 0.0
     style_share: float = 0.5
-    styles: tuple[StyleName, ...] = ("pencil", "edges", "contours", "poster", "grey", "paint", "palette")
+    styles: tuple[StyleName, ...] = ("pencil", "edges", "poster", "grey", "paint", "palette")
     teacher_view: TeacherView = "same_aug"
     batch_norm: Literal["train", "frozen"] = "frozen"
     frozen_groups: int = 0

@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image
 from .decoding import ImageSource, as_array
 from .engines.base import Engine, EngineOutput
 from .errors import ImageError, SelfTestError, UsageError
+from .prediction import FEW
 from .preprocess import PreprocessSpec, prepare
 from .selftest import run_batches
 from .streaming import AHEAD, OnError, default_workers, run_stream
@@ -68,7 +70,9 @@ class Runner:
                 "give the names this model was exported with"
             )
             raise UsageError(msg)
-        if not np.isfinite(logits).all():
+        # Of few, one by one: see `prediction`.
+        finite = all(map(isfinite, logits.flat)) if logits.size <= FEW else np.isfinite(logits).all()
+        if not finite:
             info, bad = self.engine.info, int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
             msg = (
                 f"engine {info.name} ({info.provider} {info.version}): expected finite logits, "
@@ -83,6 +87,8 @@ class Runner:
         Raises:
             ImageError: It cannot be decoded.
         """
+        if isinstance(source, np.ndarray) and self._is_prepared(source) and source.dtype == np.uint8:
+            return self.run(np.ascontiguousarray(source)[None], vocabulary)  # nothing keeps it: seldom a copy
         return self.run(prepare(source, self.spec)[None], vocabulary)
 
     def many(

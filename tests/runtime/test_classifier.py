@@ -31,6 +31,17 @@ def expected(tiny: Any, image: np.ndarray) -> tuple[int, list[float], float]:
     return logits.index(max(logits)), [math.exp(logit) / total for logit in logits], max(logits) / 20
 
 
+def test_a_view_of_an_array_is_as_good_as_a_copy_and_stays_as_it_was(
+    classifier: Classifier, tiny: Any
+) -> None:
+    for image in tiny.golden.images:
+        mirrored, reversed_channels = image[:, ::-1], image[..., ::-1]
+        for view in (image, mirrored, reversed_channels, np.asfortranarray(image)):
+            before = view.copy()
+            assert classifier.predict(view) == classifier.predict([before])[0]
+            assert np.array_equal(view, before)
+
+
 @pytest.mark.parametrize("kind", ["folder", "archive", "open"])
 def test_load_and_predict(kind: str, folder: Path, archive: Path, tiny: Any) -> None:
     source = {"folder": folder, "archive": str(archive), "open": Bundle.open(folder)}[kind]
