@@ -73,8 +73,11 @@ def read_logits(
     logits: npt.NDArray[np.float32], names: Sequence[str], logit_scale: float, reading: Reading
 ) -> list[Prediction]:
     """Give one prediction for each row of logits, (N, C)."""
-    sort = _sorted_plainly if logits.shape[1] <= FEW else _sorted
-    return [_read(*sort(row, reading.top), names, logit_scale, reading) for row in logits]
+    if logits.shape[1] <= FEW:
+        return [
+            _read(*_sorted_plainly(row, reading.top), names, logit_scale, reading) for row in logits.tolist()
+        ]
+    return [_read(*_sorted(row, reading.top), names, logit_scale, reading) for row in logits]
 
 
 def _sorted(row: npt.NDArray[np.float32], top: int) -> tuple[list[int], list[float], float]:
@@ -86,9 +89,8 @@ def _sorted(row: npt.NDArray[np.float32], top: int) -> tuple[list[int], list[flo
     return order, (weights[order] / float(weights.sum())).tolist(), float(logits[order[0]])
 
 
-def _sorted_plainly(row: npt.NDArray[np.float32], top: int) -> tuple[list[int], list[float], float]:
+def _sorted_plainly(logits: list[float], top: int) -> tuple[list[int], list[float], float]:
     """The same without numpy's machinery, which a network that has just run has pushed out of the caches."""
-    logits = row.tolist()
     largest = max(logits)
     weights = [math.exp(logit - largest) for logit in logits]
     total = math.fsum(weights)

@@ -71,7 +71,9 @@ class Runner:
             )
             raise UsageError(msg)
         # Of few, one by one: see `prediction`.
-        finite = all(map(isfinite, logits.flat)) if logits.size <= FEW else np.isfinite(logits).all()
+        finite = (
+            all(map(isfinite, logits.ravel().tolist())) if logits.size <= FEW else np.isfinite(logits).all()
+        )
         if not finite:
             info, bad = self.engine.info, int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
             msg = (
@@ -79,7 +81,7 @@ class Runner:
                 f"found others for image {bad}; use another engine or a higher precision"
             )
             raise SelfTestError(msg)
-        return EngineOutput(output.embedding, logits)
+        return output if logits is output.logits else EngineOutput(output.embedding, logits)
 
     def one(self, source: ImageSource, vocabulary: Vocabulary) -> EngineOutput:
         """Prepare and run one image.
@@ -183,11 +185,15 @@ def one_or_many(images: Images) -> tuple[object, Many | None]:
     Raises:
         ImageError: It is neither.
     """
-    if isinstance(images, (str, os.PathLike, Image.Image)):
+    array: npt.NDArray[Any] | None
+    if isinstance(images, np.ndarray):  # the quickest to ask for first
+        array = images
+    elif isinstance(images, (str, os.PathLike, Image.Image)):
         return images, None
-    if isinstance(images, (list, tuple)):
+    elif isinstance(images, (list, tuple)):
         return None, images
-    array: npt.NDArray[Any] | None = as_array(images)
+    else:
+        array = as_array(images)
     if array is None:
         msg = (
             "expected a path, a Pillow image, a uint8 array, or a list, tuple or 4-D array of images, "
