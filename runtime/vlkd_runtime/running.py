@@ -90,7 +90,8 @@ class Runner:
             ImageError: It cannot be decoded.
         """
         if isinstance(source, np.ndarray) and self._is_prepared(source) and source.dtype == np.uint8:
-            return self.run(np.ascontiguousarray(source)[None], vocabulary)  # nothing keeps it: seldom a copy
+            # As it is: no copy, for nothing keeps it, and no check, for this was one.
+            return self._read(run_batches(self.engine, source[None]), vocabulary)
         return self.run(prepare(source, self.spec)[None], vocabulary)
 
     def many(
