@@ -63,9 +63,6 @@ def test_a_fraction_that_is_not_surely_quicker_fails() -> None:
     assert not beside_whole(found)["passed"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the record is older than these bounds: run benchmarks/overhead.py again"
-)
 def test_the_record_passes_as_these_bounds_have_it() -> None:
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     rows = record["rows"]
