@@ -26,10 +26,11 @@ from .benchrecord import (
 from .latency import percentile, summarise_latency
 from .observing import Glimpse, Observer
 from .powermeter import Load, measure_power
-from .processes import Watch, start, take_turns
+from .processes import start, take_turns
 from .sensors import NoSensor, find_sensor
 from .sensors.devicememory import DeviceMemory, find_device_memory
 from .software import read
+from .watch import Watch
 
 BATCHES = (1, 4, 16)
 # Processes of a bench by itself, and of each side where two bundles take turns: on recorded runs of a machine at a load

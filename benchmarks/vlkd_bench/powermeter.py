@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 
 from .benchrecord import PowerUse
 from .sensors import NoSensor, PowerSensor, Reading
+from .watch import Watch
 
 INTERVAL_S = 0.05
 IDLE_SECONDS = 2.0
@@ -26,35 +26,6 @@ class Load:
     images: int
 
 
-class Meter:
-    """Reads a sensor in a thread of its own until it is stopped.
-
-    Args:
-        sensor: What to read.
-        interval_s: Time between readings.
-    """
-
-    def __init__(self, sensor: PowerSensor, interval_s: float = INTERVAL_S) -> None:
-        self._sensor, self._interval = sensor, interval_s
-        self.samples: list[tuple[float, Reading]] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-
-    def __enter__(self) -> Meter:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _follow(self) -> None:
-        while not self._stop.wait(self._interval):
-            reading = self._sensor.read()
-            if reading is not None:
-                self.samples.append((time.monotonic(), reading))
-
-
 def measure_power(
     sensor: PowerSensor | NoSensor, run_load: Callable[[], Load], idle_seconds: float = IDLE_SECONDS
 ) -> PowerUse:
@@ -68,14 +39,19 @@ def measure_power(
     if isinstance(sensor, NoSensor):
         return PowerUse("", "", "no power sensor: " + "; ".join(sensor.reasons))
     try:
-        with Meter(sensor) as meter:
+        with Watch(lambda: _timed(sensor), INTERVAL_S) as watch:
             started = time.monotonic()
             time.sleep(idle_seconds)
             rested = time.monotonic()
             load = run_load()
-        return energy_of(sensor.name, sensor.covers, meter.samples, (started, rested), load)
+        return energy_of(sensor.name, sensor.covers, watch.values, (started, rested), load)
     finally:
         sensor.close()
+
+
+def _timed(sensor: PowerSensor) -> tuple[float, Reading] | None:
+    reading = sensor.read()
+    return None if reading is None else (time.monotonic(), reading)
 
 
 def energy_of(

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import IO, Any
@@ -22,6 +22,7 @@ from vlkd_runtime.errors import UnavailableError
 from .probe import PROGRAM, TURN
 from .sensors import NoSensor
 from .sensors.devicememory import UNSEEN, DeviceMemory
+from .watch import Watch
 
 GRACE_SECONDS = 120.0
 # Rounds of one turn: some milliseconds, which most of what disturbs a machine outlasts.
@@ -87,7 +88,7 @@ class _Process:
         }
         self._seconds, self._device = seconds, device
         self._process: subprocess.Popen[str] | None = None
-        self._held: Watch | None = None
+        self._held: Watch[int] | None = None
         self._thread: threading.Thread | None = None
         self._last = ""
         self._lines: SimpleQueue[str | None] = SimpleQueue()
@@ -196,27 +197,3 @@ def _interrupts_held_back() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if held:
             raise KeyboardInterrupt
-
-
-class Watch:
-    """Collects a value ten times a second, for what only a look from outside can show."""
-
-    def __init__(self, value: Callable[[], int | None], interval_s: float = 0.1) -> None:
-        self.values: list[int] = []
-        self._value, self._interval = value, interval_s
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _follow(self) -> None:
-        while not self._stop.wait(self._interval):
-            found = self._value()
-            if found is not None:
-                self.values.append(found)
