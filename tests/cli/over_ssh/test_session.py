@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import signal
 import stat
 import subprocess
@@ -19,7 +21,7 @@ from vlkd_bench.benchrun import Plan
 from vlkd_edge.over_ssh.runner import request_of
 
 sys.path.insert(0, str(Path(__file__).parent))
-from ssh_devices import FAST, Device, alive, executable
+from ssh_devices import FAST, Device, alive, executable, wait_for
 
 
 @pytest.mark.parametrize("way", ["fake", "sshd"])
@@ -74,8 +76,15 @@ def test_over_sshd_a_connection_killed_mid_run_is_picked_up(
     sshd.pretend(answer)
     process = sshd.begin(odd, *FAST, "--record", tmp_path / "log.jsonl")
     server = (tmp_path / "server.pid").read_text()
-    for child in Path(f"/proc/{server}/task/{server}/children").read_text().split():
-        os.kill(int(child), signal.SIGKILL)
+
+    def lost() -> bool:
+        # Between two requests there is no connection to kill.
+        for child in Path(f"/proc/{server}/task/{server}/children").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGKILL)
+        return bool(select.select([process.stderr], [], [], 0)[0])
+
+    wait_for(lost)
     sshd.open_gate()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0 and "lost the connection to 127.0.0.1" in errors, errors
