@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from vlkd_runtime.errors import DataError
 
+from .accuracydetail import AccuracyRecord
 from .benchrecord import BenchRecord
 from .metrics import Metric, MetricVerdict, Tolerance
 from .paired import GuardBudget, PairedComparison, compare
+from .predictions import PredictionRow
 
 
 def compare_accuracies(
@@ -28,14 +30,9 @@ def compare_accuracies(
         if now.accuracy.classes != baseline.accuracy.classes:
             msg = "the classes, or their order, differ from the baseline's"
             raise DataError(msg)
-        for record, who in ((baseline, "the baseline"), (now, "this run")):
-            _require_own_domains(record, who)
-        paired = compare(
-            baseline.accuracy.rows("the baseline"),
-            now.accuracy.rows("this run"),
-            budget=budget,
-            seed=seed,
-        )
+        before = _own_rows(baseline.accuracy, "the baseline")
+        after = _own_rows(now.accuracy, "this run")
+        paired = compare(before, after, budget=budget, seed=seed)
     except DataError as error:
         return (
             Metric(
@@ -52,16 +49,17 @@ def compare_accuracies(
     return _paired_metrics(now, baseline, paired, budget, tolerance)
 
 
-def _require_own_domains(record: BenchRecord, who: str) -> None:
-    """Refuse a record whose accuracies are of other domains than its predictions."""
-    assert record.accuracy is not None
-    found = {row.domain for row in record.accuracy.rows(who)}
-    if found != set(record.accuracy.domains):
+def _own_rows(accuracy: AccuracyRecord, who: str) -> tuple[PredictionRow, ...]:
+    """Unpack predictions; refuse accuracies that are of other domains than these."""
+    rows = accuracy.rows(who)
+    found = {row.domain for row in rows}
+    if found != set(accuracy.domains):
         msg = (
             f"Expected accuracies of the domains that {who} has predictions for, {', '.join(sorted(found)) or 'none'}, "
-            f"found {', '.join(sorted(record.accuracy.domains))}: measure again."
+            f"found {', '.join(sorted(accuracy.domains))}: measure again."
         )
         raise DataError(msg)
+    return rows
 
 
 def _paired_metrics(
