@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from vlkd_bench.baselines import Entry
@@ -21,7 +22,7 @@ from vlkd_bench.predictions import PredictionRow
 from vlkd_bench.records import Record
 from vlkd_bench.regression import assess
 from vlkd_bench.report import render_regression_html
-from vlkd_bench.report.canvas import spread
+from vlkd_bench.report.canvas import folded, spread
 from vlkd_bench.report.flips import IN_ALL, MOST_BYTES, NOTHING, PER_DOMAIN, find_flips, thumbnail
 from vlkd_bench.report.heatmap import draw_heatmap
 from vlkd_bench.report.history import MOST_POINTS, bench_history, build_history
@@ -237,3 +238,17 @@ def test_without_matplotlib_the_pages_keep_their_tables(
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(UnavailableError, match="pip install jinja2, or leave the page out"):
         render_regression_html(assess(now, base))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        pytest.param("int8-percentile", "int8-percentile", id="short"),
+        pytest.param("int8-percentile-float17-d33a", "int8-percentile-\nfloat17-d33a", id="two lines"),
+        pytest.param("a-" + "b" * 40, "a-\n" + "b" * 18 + "…", id="too long for two"),
+        pytest.param("c" * 40, "c" * 18 + "…", id="no hyphen"),
+    ],
+)
+def test_a_long_name_is_folded_at_a_hyphen(name: str, expected: str) -> None:
+    narrow = Figure(figsize=(2, 2), dpi=50).add_subplot()
+    assert folded(narrow, name) == expected

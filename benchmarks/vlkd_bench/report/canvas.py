@@ -181,10 +181,13 @@ def end_labels(axes: Axes, names: Sequence[tuple[float, float, str, str]], gap: 
     """
     low, high = axes.get_ylim()
     order = sorted(names, key=lambda item: item[1])
+    texts = [folded(axes, name) for _, _, name, _ in order]
+    if any("\n" in text for text in texts):
+        gap = min(1.8 * gap, 1.0 / len(order))
     heights = spread([(y - low) / (high - low) for _, y, _, _ in order], gap)
-    for (x, y, name, colour), height in zip(order, heights, strict=True):
+    for (x, y, _, colour), text, height in zip(order, texts, heights, strict=True):
         axes.annotate(
-            label(axes, name),
+            text,
             (x, y),
             xytext=(1.0 + END_GAP_IN / 4, height),
             textcoords="axes fraction",
@@ -230,3 +233,12 @@ def label(axes: Axes, text: str) -> str:
     text = wording.plain(text)
     length = LABEL_LENGTH[is_narrow(axes)]
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def folded(axes: Axes, text: str) -> str:
+    """Return a name on one line, or on two where a hyphen lets it; what is longer is shortened as by `label`."""
+    text = wording.plain(text)
+    end = text.rfind("-", 0, LABEL_LENGTH[is_narrow(axes)]) + 1
+    if len(text) <= LABEL_LENGTH[is_narrow(axes)] or end == 0:
+        return label(axes, text)
+    return f"{text[:end]}\n{label(axes, text[end:])}"
