@@ -156,6 +156,7 @@ class LeaveOutTable:
         settings: how every method was trained.
         stand_ins: sentences on what stands in for the real thing.
         contract: who saw what, for each method and held-out domain; ``text`` says it in words.
+        notes: what was tried and why a number is what it is, a paragraph each.
     """
 
     cells: tuple[Cell, ...]
@@ -166,6 +167,7 @@ class LeaveOutTable:
     settings: Mapping[str, Any]
     stand_ins: tuple[str, ...]
     contract: tuple[Mapping[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; ``rows`` are the cells."""
@@ -177,6 +179,7 @@ class LeaveOutTable:
             "settings": json.loads(json.dumps(dict(self.settings))),
             "stand_ins": list(self.stand_ins),
             "contract": [dict(one) for one in self.contract],
+            "notes": list(self.notes),
             "rows": [asdict(cell) for cell in self.cells],
             "summary": [
                 _fields(summary) | {"domains": dict(summary.domains)}
@@ -221,12 +224,16 @@ class LeaveOutTable:
             texts.append("" if summary.gap_closed is None else f"{100 * summary.gap_closed:.0f} %")
             seeds = "" if summary.method == TEACHER else str(summary.seeds)
             lines.append(f"| {summary.method} | {seeds} | " + " | ".join(texts) + " |")
+        if self.notes:
+            lines += ["", "## Notes", *(line for note in self.notes for line in ("", note))]
         lines += who_saw_what(self.contract)
         lines += how_it_was_made(self.command, self.machine, self.settings)
         return "\n".join(lines) + "\n"
 
     def with_more(self, more: LeaveOutTable) -> LeaveOutTable:
         """This table and the cells that another run adds; a cell that both have is taken from the other run.
+
+        So are notes, if it has any. Commands and machines are of runs that added a cell.
 
         Raises:
             DataError: teacher, student or settings differ, so that the cells do not belong in one table.
@@ -244,15 +251,17 @@ class LeaveOutTable:
         methods = dict.fromkeys(cell.method for cell in places.values())
         ranked = sorted(methods, key=lambda name: order.get(name, 0))
         contracts = {(one["method"], str(one["held_out"])): one for one in (*self.contract, *more.contract)}
+        made = more if set(more.cells) - set(self.cells) else self
         return LeaveOutTable(
             cells=tuple(sorted(places.values(), key=lambda cell: ranked.index(cell.method))),
-            command=_lines(self.command, more.command),
-            machine=_lines(self.machine, more.machine),
+            command=_lines(self.command, made.command),
+            machine=_lines(self.machine, made.machine),
             teacher=more.teacher,
             student=more.student,
             settings=more.settings,
             stand_ins=tuple(dict.fromkeys((*self.stand_ins, *more.stand_ins))),
             contract=tuple(contracts.values()),
+            notes=more.notes or self.notes,
         )
 
     @classmethod
@@ -270,6 +279,7 @@ class LeaveOutTable:
                 settings=dict(table["settings"]),
                 stand_ins=tuple(table["stand_ins"]),
                 contract=tuple(table["contract"]),
+                notes=tuple(table.get("notes", ())),
                 **plain,
             )
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -90,6 +90,7 @@ def leave_one_out(
     console: Console,
     command: str,
     earlier: LeaveOutTable | None = None,
+    notes: Sequence[str] = (),
 ) -> LeaveOutTable:
     """Run every cell that is not done yet.
 
@@ -102,6 +103,7 @@ def leave_one_out(
         command: what to write down as the way to make the table again.
         earlier: a table whose cells are not run again where all that they depend on is the same, and to which
             the others are added.
+        notes: paragraphs to stand below the table, in place of the earlier ones.
 
     Raises:
         UsageError: the caller's mistake, found before any long work where it can be.
@@ -125,7 +127,7 @@ def leave_one_out(
             done, seen = _held_out(dataclasses.replace(learning, config=one), plan, known)
             cells += done
             contracts += [contract.as_json() for contract in seen]
-    made = _table(config, plan, cells, command, contracts)
+    made = dataclasses.replace(_table(config, plan, cells, command, contracts), notes=tuple(notes))
     return made if earlier is None else earlier.with_more(made)
 
 

@@ -141,3 +141,14 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "table.json").write_text(text)
     with pytest.raises(DataError, match=r"Expected a leave-one-domain-out table at .*table\.json"):
         LeaveOutTable.read(tmp_path / "table.json")
+
+
+def test_notes_stand_below_the_table_until_others_take_their_place(tmp_path: Path) -> None:
+    first = dataclasses.replace(table([*TEACHER, *ERM]), notes=("Tried in vain.",))
+    (tmp_path / "table.json").write_text(json.dumps(first.as_json()))
+    read = LeaveOutTable.read(tmp_path / "table.json")
+    assert read.with_more(table(OURS)).notes == ("Tried in vain.",)
+    more = read.with_more(dataclasses.replace(table(OURS), notes=("One.", "Two.")))
+    named = dataclasses.replace(table(ERM), command="another command", notes=("Of no cell.",))
+    assert read.with_more(named).command == "the command"
+    assert "\n## Notes\n\nOne.\n\nTwo.\n\n## How" in more.markdown()

@@ -196,6 +196,12 @@ def bench_dg(
             help="An earlier table (JSON): its cells are not run again, and the new ones are added."
         ),
     ] = None,
+    note: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A paragraph to stand below the table, as on what was tried; in place of earlier ones."
+        ),
+    ] = None,
     var: Variables = None,
     setting: SettingsWords = None,
     as_json: Json = False,
@@ -216,7 +222,7 @@ def bench_dg(
     with interruptible():
         words = command_line(["dg"], plan, config, var or [], setting or [], dataset)
         earlier = LeaveOutTable.read(add_to) if add_to is not None and add_to.exists() else None
-        table = leave_one_out(loaded, plan, out, cache or out / "cache", stderr(), words, earlier)
+        table = leave_one_out(loaded, plan, out, cache or out / "cache", stderr(), words, earlier, note or ())
     if add_to is not None:
         write(table, add_to.parent, add_to.stem)
     else:
