@@ -237,8 +237,8 @@ def label(axes: Axes, text: str) -> str:
 
 def folded(axes: Axes, text: str) -> str:
     """Return a name on one line, or on two where a hyphen lets it; what is longer is shortened as by `label`."""
-    text = wording.plain(text)
-    end = text.rfind("-", 0, LABEL_LENGTH[is_narrow(axes)]) + 1
-    if len(text) <= LABEL_LENGTH[is_narrow(axes)] or end == 0:
+    text, length = wording.plain(text), LABEL_LENGTH[is_narrow(axes)]
+    end = text.rfind("-", 0, length) + 1
+    if len(text) <= length or end == 0:
         return label(axes, text)
     return f"{text[:end]}\n{label(axes, text[end:])}"
