@@ -135,7 +135,8 @@ def _captions(learning: Learning, samples: Sequence[Sample]) -> npt.NDArray[np.f
 def _styled(
     learning: Learning, settings: Settings, samples: Sequence[Sample], store: StageResult
 ) -> StyledStore:
-    """Style views of the train images with the teacher's embeddings of them."""
+    """Style views of the train images; with the teacher's embeddings of them, unless training asks about each crop."""
+    asks = settings.teacher_view == "clean_cached"
 
     def work(folder: Path) -> None:
         from vlkd_distill import styled
@@ -151,7 +152,7 @@ def _styled(
                 samples,
                 learning.spec,
                 settings.styles,
-                learning.teacher(),
+                learning.teacher() if asks else None,
                 cache,
                 advance,
                 pixels_of=own,
@@ -163,7 +164,7 @@ def _styled(
     inputs = {
         "pixels": store.key,
         "styles": list(settings.styles),
-        "teacher": teacher_key(learning.config),
+        "teacher": teacher_key(learning.config) if asks else "",
         "renderer": style_renderer(),
     }
     stage = learning.workspace.stage("styles", inputs, work)

@@ -128,6 +128,9 @@ class Feed:
         target = data.embeddings[rows]
         drawn = np.flatnonzero(styles >= 0)
         if len(drawn) and data.styled is not None:
+            if data.styled.embeddings is None:
+                msg = "Style views without the teacher's answers were given to a training that does not ask."
+                raise RuntimeError(msg)
             target[drawn] = data.styled.embeddings[styles[drawn], rows[drawn]]
         self._ebb.touch(2 * target.nbytes)
         return torch.from_numpy(target)

@@ -1,7 +1,8 @@
 """Style views of the training images with the teacher's embedding of each: made once, kept in shards.
 
 The teacher is asked about the very view that the student will see, so what it says of a pencil drawing is
-what it sees in a pencil drawing, not what it saw in the photograph.
+what it sees in a pencil drawing, not what it saw in the photograph. Where training asks about each crop of a view
+(``same_aug``), the views are drawn only.
 
 Letters used in shapes: V styles, N images, H and W pixels, D embedding size.
 """
@@ -13,6 +14,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,19 +45,22 @@ class StyledStore:
     Attributes:
         styles: names, in the order of the first axis.
         pixels: ``(V, N, H, W, 3)`` uint8, mapped from disk.
-        embeddings: the teacher's unit embedding of each view, ``(V, N, D)`` float32, mapped from disk.
+        embeddings: the teacher's unit embedding of each view, ``(V, N, D)`` float32, mapped from disk; None where
+            it was not asked, because training asks about what becomes of the views.
     """
 
     styles: tuple[str, ...]
     pixels: npt.NDArray[np.uint8]
-    embeddings: npt.NDArray[np.float32]
+    embeddings: npt.NDArray[np.float32] | None
 
     @classmethod
     def open(cls, folder: Path, styles: Sequence[str]) -> StyledStore:
         """Open what `build` wrote."""
         pixels = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
-        embeddings = np.load(folder / "embeddings.npy", mmap_mode="r", allow_pickle=False)
-        if len(pixels) != len(styles) or pixels.shape[:2] != embeddings.shape[:2]:
+        answers = folder / "embeddings.npy"
+        embeddings = np.load(answers, mmap_mode="r", allow_pickle=False) if answers.exists() else None
+        paired = embeddings is None or pixels.shape[:2] == embeddings.shape[:2]
+        if len(pixels) != len(styles) or not paired:
             msg = (
                 f"The style views in {folder} are {pixels.shape[:2]}, expected {len(styles)} styles: delete the "
                 "folder."
@@ -84,13 +89,13 @@ def build(
     samples: Sequence[Sample],
     spec: PreprocessSpec,
     styles: Sequence[str],
-    teacher: Teacher,
+    teacher: Teacher | None,
     cache: Path,
     progress: Callable[[int], None] = lambda _: None,
     *,
     pixels_of: npt.NDArray[np.uint8] | None = None,
 ) -> StyledStore:
-    """Draw every image in every style and embed it, taking from the cache what is there.
+    """Draw every image in every style and have it embedded, taking from the cache what is there.
 
     A view depends on the image's bytes and the style alone: runs that hold out different domains share their
     shards, and an interrupted run loses at most one.
@@ -100,7 +105,7 @@ def build(
         samples: readable images in row order.
         spec: the student's preprocessing; each view is drawn larger and then resized.
         styles: names of `stylise.STYLES`.
-        teacher: whom to ask.
+        teacher: whom to ask about each view; None to draw only.
         cache: where shards lie.
         progress: called with the number of views just finished.
         pixels_of: the images as the student sees them, ``(N, H, W, 3)``, for samples that are no files, as those of
@@ -116,25 +121,30 @@ def build(
     pixels = open_memmap(
         folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=(*shape, spec.height, spec.width, 3)
     )
-    embeddings = open_memmap(
-        folder / "embeddings.npy", mode="w+", dtype=np.float32, shape=(*shape, teacher.dim)
-    )
+    embeddings = None
+    if teacher is not None:
+        embeddings = open_memmap(
+            folder / "embeddings.npy", mode="w+", dtype=np.float32, shape=(*shape, teacher.dim)
+        )
     ebb = Ebb(pixels, embeddings, pixels_of)
     for start, chunk in _shards(samples):
         own = None if pixels_of is None else pixels_of[start : start + len(chunk)]
         contents = _contents(chunk, own)
         for position, style in enumerate(styles):
-            path = cache / f"{_key(teacher.fingerprint, style, spec, contents)}.safetensors"
-            stored = _stored(path, len(chunk), spec, teacher.dim)
+            path = cache / f"{_key(teacher, style, spec, contents)}.safetensors"
+            stored = _stored(path, len(chunk), spec, teacher)
             if stored is None:
                 stored = _draw(chunk, contents, style, spec, teacher, own)
-                write_bytes(path, write_tensors({"pixels": stored[0], "embedding": stored[1]}, {}))
+                write_bytes(path, write_tensors(stored, {}))
             rows = slice(start, start + len(chunk))
-            pixels[position, rows], embeddings[position, rows] = stored
-            ebb.touch(stored[0].nbytes)
+            pixels[position, rows] = stored["pixels"]
+            if embeddings is not None:
+                embeddings[position, rows] = stored["embedding"]
+            ebb.touch(stored["pixels"].nbytes)
             progress(len(chunk))
     pixels.flush()
-    embeddings.flush()
+    if embeddings is not None:
+        embeddings.flush()
     return StyledStore.open(folder, styles)
 
 
@@ -169,9 +179,10 @@ def _draw(
     contents: Sequence[bytes],
     style: str,
     spec: PreprocessSpec,
-    teacher: Teacher,
+    teacher: Teacher | None,
     own: npt.NDArray[np.uint8] | None,
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+) -> dict[str, npt.NDArray[Any]]:
+    """The views of a shard, and what the teacher says of them."""
     large = dataclasses.replace(spec, height=_SIDE, width=_SIDE)
     pixels: list[npt.NDArray[np.uint8]] = []
     rows: list[npt.NDArray[np.float32]] = []
@@ -185,15 +196,18 @@ def _draw(
         views = torch.stack(
             [view(image, style, content) for image, content in zip(images, contents[part], strict=True)]
         )
-        rows.append(teacher.embed_views(views).numpy())
+        if teacher is not None:
+            rows.append(teacher.embed_views(views).numpy())
         small = F.interpolate(views, (spec.height, spec.width), mode="bilinear", antialias=True)
         pixels.append((small * 255.0).round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy())
+    if teacher is None:
+        return {"pixels": np.concatenate(pixels)}
     embedding = np.concatenate(rows).astype(np.float32)
     if not np.isfinite(embedding).all():
         bad = samples[int(np.flatnonzero(~np.isfinite(embedding).all(axis=1))[0])]
         msg = f"The teacher '{teacher.name}' gave an embedding that is not finite for the {style} view of {bad.path}."
         raise DataError(msg)
-    return np.concatenate(pixels), embedding
+    return {"pixels": np.concatenate(pixels), "embedding": embedding}
 
 
 def _tensor(pixels: npt.NDArray[np.uint8]) -> Tensor:
@@ -206,24 +220,29 @@ def _enlarged(pixels: npt.NDArray[np.uint8]) -> Tensor:
 
 
 def _stored(
-    path: Path, count: int, spec: PreprocessSpec, dim: int
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]] | None:
+    path: Path, count: int, spec: PreprocessSpec, teacher: Teacher | None
+) -> dict[str, npt.NDArray[Any]] | None:
     """A shard as stored; None if there is none, or none that can be trusted."""
     if not path.exists():
         return None
+    expected: dict[str, tuple[Any, tuple[int, ...]]] = {
+        "pixels": (np.uint8, (count, spec.height, spec.width, 3))
+    }
+    if teacher is not None:
+        expected["embedding"] = (np.float32, (count, teacher.dim))
     try:
         tensors = read_tensors(path.read_bytes(), where=str(path))[0]
-        pixels, embedding = tensors["pixels"], tensors["embedding"]
-    except (DataError, KeyError):
+    except DataError:
         return None
-    whole = pixels.shape == (count, spec.height, spec.width, 3) and embedding.shape == (count, dim)
-    if not whole or pixels.dtype != np.uint8 or not np.isfinite(embedding).all():
+    found = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+    if found != expected or not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         return None
-    return np.array(pixels), np.array(embedding, dtype=np.float32)
+    return dict(tensors)
 
 
-def _key(fingerprint: str, style: str, spec: PreprocessSpec, contents: Sequence[bytes]) -> str:
-    digest = hashlib.sha256(f"{fingerprint} {style} {_SIDE} {spec.to_json()} {renderer()}".encode())
+def _key(teacher: Teacher | None, style: str, spec: PreprocessSpec, contents: Sequence[bytes]) -> str:
+    asked = "" if teacher is None else teacher.fingerprint
+    digest = hashlib.sha256(f"{asked} {style} {_SIDE} {spec.to_json()} {renderer()}".encode())
     for content in contents:
         digest.update(content)
     return digest.hexdigest()[:32]

@@ -96,22 +96,23 @@ def test_a_budget_that_runs_out_keeps_what_was_paid_for(
     assert code == 0 and again["rows"] == table["rows"]
 
 
+@pytest.mark.parametrize("method", ["vl2v-adip", "vlkd"])
 def test_views_that_cannot_all_be_paid_for_are_not_begun(
-    tmp_path: Path, edge: Edge, write_data: WriteData, vendor: Any
+    tmp_path: Path, edge: Edge, write_data: WriteData, vendor: Any, method: str
 ) -> None:
     found = scan(write_data())
     tests, train = len(found.of(found.domains, "test")), len(found.of(["photo"], "train"))
     needed = 16 * -(-train // 16)  # one epoch of whole batches
     budget = 2 + tests + train + needed - 1
     views = (vendor(), "distill.teacher_view=same_aug", f"teacher.query_budget={budget}")
-    code, answer = edge(*DG, settings=views)
+    code, answer = edge(*DG[:-1], method, settings=views)
     message = answer["error"]["message"]
     assert (
         code == 2
         and f"about {needed} views (1 epochs of {train} images), and {needed - 1} questions" in message
     )
-    assert len(asked_about(tmp_path)) == tests + train  # each image once, for the projection; no view
-    code, table = edge(*DG, settings=(*views[:2], f"teacher.query_budget={budget + 1}"))
+    assert len(asked_about(tmp_path)) == tests + train  # each image once, for the projection; no view, none in another style
+    code, table = edge(*DG[:-1], method, settings=(*views[:2], f"teacher.query_budget={budget + 1}"))
     assert code == 0 and len(table["rows"]) == 2
     assert sum(asked_about(tmp_path).values()) == tests + train + needed
 

@@ -112,6 +112,19 @@ def test_same_aug_asks_about_the_very_views() -> None:
     assert torch.allclose(batch.image_target, views.mean((2, 3)))
 
 
+def test_same_aug_needs_no_answers_to_whole_style_views() -> None:
+    teacher, drawn = Watching(), data().styled
+    silent = StyledStore(drawn.styles, drawn.pixels, None)
+    settings = dataclasses.replace(SETTINGS, teacher_view="same_aug", style_share=1.0)
+    feed = Feed(Asks(), settings, data(teacher=teacher, styled=silent, embeddings=None), calm())
+    views, batch = feed.views(torch.arange(6), rng())
+    assert (views.mean((1, 2, 3)) * 255 > 127).all()
+    assert torch.allclose(batch.image_target, views.mean((2, 3)))
+    kept = Feed(Asks(), dataclasses.replace(settings, teacher_view="clean_cached"), data(styled=silent))
+    with pytest.raises(RuntimeError, match="without the teacher's answers"):
+        kept.views(torch.arange(6), rng())
+
+
 def test_a_method_without_a_teacher_asks_nothing() -> None:
     teacher = Watching()
     settings = dataclasses.replace(SETTINGS, teacher_view="same_aug")

@@ -52,7 +52,7 @@ def samples(tmp_path: Path) -> tuple[Sample, ...]:
 
 
 def built(
-    tmp_path: Path, samples: tuple[Sample, ...], teacher: Asked, name: str = "out", styles=STYLES
+    tmp_path: Path, samples: tuple[Sample, ...], teacher: Asked | None, name: str = "out", styles=STYLES
 ) -> StyledStore:
     folder = tmp_path / name
     folder.mkdir(exist_ok=True)
@@ -118,6 +118,23 @@ def test_what_is_known_is_not_asked_again(tmp_path: Path, samples: tuple[Sample,
     more = Asked()
     third = built(tmp_path, samples, more, "more", (*STYLES, "grey"))
     assert more.views == 5 and (third.pixels[:2] == first.pixels).all()
+
+
+def test_views_are_drawn_without_a_teacher_where_training_asks_it(
+    tmp_path: Path, samples: tuple[Sample, ...]
+) -> None:
+    answered = built(tmp_path, samples, Asked())
+    drawn = built(tmp_path, samples, None, "drawn")
+    assert drawn.embeddings is None and (drawn.pixels == answered.pixels).all()
+    shards = sorted((tmp_path / "cache").glob("*.safetensors"))
+    assert len(shards) == 8  # those with answers, and those without
+    before = [shard.stat().st_mtime_ns for shard in shards]
+    again = built(tmp_path, samples, None, "again")
+    assert (again.pixels == drawn.pixels).all()
+    assert [shard.stat().st_mtime_ns for shard in shards] == before
+    asked = Asked()  # a shard without answers is not taken for one with them
+    assert (built(tmp_path, samples, asked, "asked").embeddings == answered.embeddings).all()
+    assert asked.views == 0
 
 
 @pytest.mark.parametrize("dies_after", [0, 1, 3, 6, 8])
