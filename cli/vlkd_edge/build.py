@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rich.console import Console
 from vlkd_bench.leaveout import BASELINE
 from vlkd_bench.machine import Machine, read_machine
 from vlkd_bench.samples import Sample
+from vlkd_distill.data import DomainDataset
 from vlkd_distill.specs import MethodName
 from vlkd_distill.teacher_names import check_name, form_of
 from vlkd_runtime.errors import ConfigError, UnavailableError
@@ -28,7 +30,7 @@ from .facts import Facts, Images, closed, contract
 from .progress import Live
 from .reporting import Outcome
 from .sharded import lies_in_shards
-from .stages import Workspace, locked
+from .stages import StageResult, Workspace, locked
 from .targets import Target
 
 LEAST_TRAIN_IMAGES = 32
@@ -104,11 +106,57 @@ def check_beforehand(config: Config) -> None:
         raise UnavailableError(msg)
 
 
+@dataclass(frozen=True, slots=True)
+class _Learned:
+    """What is there before anything is compressed.
+
+    Attributes:
+        images: who may see which.
+        usable: train images that could be read; golden samples and calibration are drawn from them.
+        contract: who saw what, a sentence each.
+        store: the stage with their pixels.
+        trained: the stage with the student's weights.
+        answered: the stage with the class vectors that the student answers by.
+        graphs: float graphs, by method.
+        asked: where the teacher's predictions lie.
+    """
+
+    images: Images
+    usable: tuple[Sample, ...]
+    contract: tuple[str, ...]
+    store: StageResult
+    trained: StageResult
+    answered: StageResult
+    graphs: Mapping[MethodName, StageResult]
+    asked: StageResult
+
+
 def _build(config: Config, target: Target, workspace: Workspace, live: Live, console: Console) -> Outcome:
     learning = learn.Learning(config, workspace, live)
     learn.check_models(learning)
     dataset = learn.dataset(learning)
-    teacher = learn.teacher_key(config)
+    learned = _for_the_guard(learning, _learn(learning, dataset))
+    # The student's, which ship: a prompt-tuned teacher's are others than the zero-shot ones.
+    vectors = ClassVectors.load(learned.answered.folder / "class_vectors.safetensors")
+    shared = ship.Shipping(config, workspace, live, learning.spec, vectors)
+    facts = _compressed(learning, shared, target, dataset, learned)
+    refused = facts.preflight is not None and facts.preflight["verdict"] == "fail"
+    if facts.compressed.chosen is None or refused:
+        Places.of(workspace.root, config.name, target.name).clear()
+        return reporting.finish(facts, workspace, None, None, console)
+    facts = dataclasses.replace(facts, further=further.judge(shared, facts.compressed))
+    with closed(config, dataset):
+        bundle = write(shared, target, facts, learned.usable, workspace.root)
+    measured, latency = ship.measure_shipped(
+        shared, bundle.folder, bundle.digest, learned.images.test, _stable(facts.machine)
+    )
+    facts = dataclasses.replace(facts, accuracy={**facts.accuracy, "shipped": shared.read(measured)})
+    return reporting.finish(facts, workspace, bundle, latency, console)
+
+
+def _learn(learning: learn.Learning, dataset: DomainDataset) -> _Learned:
+    """Train the baseline and the student, with every held-out file closed, and export both."""
+    config, teacher = learning.config, learn.teacher_key(learning.config)
     vectors_stage = learn.class_vectors(learning, dataset.classes, teacher)
     made = None
     if config.distill.method == synthesising.METHOD:
@@ -116,7 +164,7 @@ def _build(config: Config, target: Target, workspace: Workspace, live: Live, con
             made = synthesising.samples(synthesising.stage(learning, vectors_stage), dataset.classes)
     images = Images.split(dataset, config.data.held_out, made)
     sources = dataset.sources(config.data.held_out) if made is None else synthesising.domains(made)
-    live.banner("Data contract", _contract(config, sources, images))
+    learning.live.banner("Data contract", _contract(config, sources, images))
     learn.check_known(learning, (*images.train, *images.test))
     graphs, trained, answered = {}, vectors_stage, vectors_stage
     methods: tuple[MethodName, ...] = (BASELINE, config.distill.method)
@@ -128,20 +176,37 @@ def _build(config: Config, target: Target, workspace: Workspace, live: Live, con
             trained = teach.train(learning, method, images.train, store, answered)
             graphs[method] = teach.export(learning, method, trained, store, images.train, answered)
     seen = _contract(config, sources, images, usable)
-    vectors = ClassVectors.load(answered.folder / "class_vectors.safetensors")  # the student's, which ship
     asked = learn.teacher_predictions(learning, images.test, vectors_stage, teacher)
+    return _Learned(images, usable, seen, store, trained, answered, graphs, asked)
 
+
+def _for_the_guard(learning: learn.Learning, learned: _Learned) -> _Learned:
+    """The same with all images that the guard judges by, and as files what is calibrated with."""
+    config, images, usable = learning.config, learned.images, learned.usable
     if sharded.learns_from_shards(config):
         usable = sharded.to_calibrate_with(learning, usable)
     if lies_in_shards(config):
         images = dataclasses.replace(images, guarded=sharded.files(learning, images.guarded))
     if not config.data.held_out:
-        drawn = virtualising.samples(config.guard, config.distill.seed, workspace, live, images.test)
+        drawn = virtualising.samples(
+            config.guard, config.distill.seed, learning.workspace, learning.live, images.test
+        )
         images = dataclasses.replace(images, guarded=drawn)
     images = dataclasses.replace(images, guarded=(*images.guarded, *learn.absent(config)))
-    shared = ship.Shipping(config, workspace, live, learning.spec, vectors)
-    student = graphs[config.distill.method]
-    erm_rows = shared.read(shared.predictions(BASELINE, graphs[BASELINE], images.test))
+    return dataclasses.replace(learned, images=images, usable=usable)
+
+
+def _compressed(
+    learning: learn.Learning,
+    shared: ship.Shipping,
+    target: Target,
+    dataset: DomainDataset,
+    learned: _Learned,
+) -> Facts:
+    """Compress the student under the guard, and have TensorRT look at what it let through."""
+    config, images = learning.config, learned.images
+    student = learned.graphs[config.distill.method]
+    erm_rows = shared.read(shared.predictions(BASELINE, learned.graphs[BASELINE], images.test))
     both = {sample.image: sample for sample in (*images.test, *images.guarded)}
     answers = {
         row.image: row for row in shared.read(shared.predictions("student", student, tuple(both.values())))
@@ -150,11 +215,11 @@ def _build(config: Config, target: Target, workspace: Workspace, live: Live, con
     slimming = pruning.Slimming(
         learning,
         config.distill.method,
-        trained,
+        learned.trained,
         student,
-        store,
+        learned.store,
         images.train,
-        answered,
+        learned.answered,
         partial(closed, config, dataset),
     )
     compressed = ship.compress(
@@ -162,18 +227,18 @@ def _build(config: Config, target: Target, workspace: Workspace, live: Live, con
         student,
         reference,
         images.guarded,
-        usable,
+        learned.usable,
         partial(learn.teacher_embeddings, learning),
         slimming.rungs,
     )
-    evidence.write(workspace.root / "guard", reference, compressed.trials, vectors.names)
-    facts = Facts(
+    evidence.write(learning.workspace.root / "guard", reference, compressed.trials, shared.vectors.names)
+    return Facts(
         config=config,
         target=target,
         dataset=dataset,
-        contract=seen,
+        contract=learned.contract,
         accuracy={
-            "teacher": shared.read(asked),
+            "teacher": shared.read(learned.asked),
             "erm": erm_rows,
             "student": tuple(answers[sample.image] for sample in images.test),
         },
@@ -182,20 +247,8 @@ def _build(config: Config, target: Target, workspace: Workspace, live: Live, con
         compressed=compressed,
         preflight=ship.preflight(shared, compressed),
         machine=read_machine(),
-        vectors=vectors,
+        vectors=shared.vectors,
     )
-    refused = facts.preflight is not None and facts.preflight["verdict"] == "fail"
-    if compressed.chosen is None or refused:
-        Places.of(workspace.root, config.name, target.name).clear()
-        return reporting.finish(facts, workspace, None, None, console)
-    facts = dataclasses.replace(facts, further=further.judge(shared, compressed))
-    with closed(config, dataset):
-        bundle = write(shared, target, facts, usable, workspace.root)
-    measured, latency = ship.measure_shipped(
-        shared, bundle.folder, bundle.digest, images.test, _stable(facts.machine)
-    )
-    facts = dataclasses.replace(facts, accuracy={**facts.accuracy, "shipped": shared.read(measured)})
-    return reporting.finish(facts, workspace, bundle, latency, console)
 
 
 def _contract(

@@ -111,7 +111,7 @@ def test_views_that_cannot_all_be_paid_for_are_not_begun(
         code == 2
         and f"about {needed} views (1 epochs of {train} images), and {needed - 1} questions" in message
     )
-    assert len(asked_about(tmp_path)) == tests + train  # each image once, for the projection; no view, none in another style
+    assert len(asked_about(tmp_path)) == tests + train  # each image once, for the projection; no view
     code, table = edge(*DG[:-1], method, settings=(*views[:2], f"teacher.query_budget={budget + 1}"))
     assert code == 0 and len(table["rows"]) == 2
     assert sum(asked_about(tmp_path).values()) == tests + train + needed
