@@ -15,6 +15,7 @@ from vlkd_bench.samples import Sample
 from vlkd_distill.data import DomainDataset
 from vlkd_distill.datacontract import Counts, DataContract, TeacherViews, forbid
 from vlkd_distill.specs import TEACHER, MethodName
+from vlkd_distill.splits import source_holdout
 from vlkd_runtime.errors import DataError
 from vlkd_runtime.vectors import ClassVectors
 
@@ -113,19 +114,21 @@ def contract(
         usable: the train images that could be decoded; None before that is known.
         unseen: classes whose images are only measured on.
     """
-    trained = images.train if usable is None else usable
+    how, readable = config.distill, images.train if usable is None else usable
+    judges = source_holdout(readable, how.kept_back, how.seed)[1] if how.judges else ()
     counts = Counts(
-        train=len(trained),
-        selection=0,
+        train=len(readable) - len(judges),
+        selection=len(judges),
         calibration=0,
         test=len(images.test),
-        bad=len(images.train) - len(trained),
+        bad=len(images.train) - len(readable),
     )
-    nothing = method == "vlm-ood" and not config.distill.asks_about_images
-    views: TeacherViews = "none" if nothing else config.distill.teacher_view
-    captions = dataclasses.replace(config.distill, method=method).reads_captions
+    nothing = method == "vlm-ood" and not how.asks_about_images
+    views: TeacherViews = "none" if nothing else how.teacher_view
+    captions = dataclasses.replace(how, method=method).reads_captions
     copied = config.student.arch == TEACHER
-    return DataContract.of(method, sources, config.data.held_out, views, counts, unseen, captions, copied)
+    held_out = config.data.held_out
+    return DataContract.of(method, sources, held_out, views, counts, unseen, captions, copied, how.weights)
 
 
 @dataclass(frozen=True, slots=True)

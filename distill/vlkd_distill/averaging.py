@@ -1,4 +1,4 @@
-"""Which weights a training ends with: the last, their mean, SWAD's valley, or the best on source images kept back.
+"""Which weights a training ends with: the last, a mean, SWAD's valley, or the best on source images kept back.
 
 No rule ever looks at a held-out domain. Rules that choose look at images of the source domains that training
 kept back (`feeding.TrainingData.selection`).
@@ -9,6 +9,7 @@ References:
     SWAD: Cha et al., "SWAD: Domain Generalization by Seeking Flat Minima", NeurIPS 2021, algorithm 1.
     Mean: Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", UAI 2018; here
     every step of the second half counts.
+    Halfway: Wortsman et al., "Robust Fine-Tuning of Zero-Shot Models", CVPR 2022, equation 1 with alpha = 1/2.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ CONVERGE, TOLERATE, RATIO = 3, 6, 0.3
 
 class Keeper(Protocol):
     """Watches the weights of a training's last stage and says which ones to end with."""
+
+    def begin(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the weights as they are before the first step; the tensors go on to change with the network."""
+        ...
 
     def step(self, weights: Mapping[str, Tensor], share: float) -> None:
         """Look at the weights after a step; ``share`` of the stage's steps are done."""
@@ -70,6 +75,9 @@ class Mean:
 class Last:
     """The weights of the last step."""
 
+    def begin(self, weights: Mapping[str, Tensor]) -> None:
+        """Nothing to keep."""
+
     def step(self, weights: Mapping[str, Tensor], share: float) -> None:
         """Nothing to keep."""
 
@@ -110,6 +118,38 @@ class SecondHalf(Last):
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from it."""
         self._mean = _unpacked("mean", state)
+
+
+class Halfway(Last):
+    """The middle between the weights that the stage began with and those of its last step.
+
+    For a start that is good by itself, as a copy of the teacher's encoder is: what training unlearned of it comes
+    back, and most of what was learned stays.
+    """
+
+    def __init__(self) -> None:
+        self._start: Weights = {}
+        self._now: Mapping[str, Tensor] = {}
+
+    def begin(self, weights: Mapping[str, Tensor]) -> None:
+        """Keep a copy of the start."""
+        self._now = weights
+        self._start = {name: tensor.detach().clone() for name, tensor in weights.items()}
+
+    def final(self) -> Weights | None:
+        """The mean of start and end; None if there was no begin."""
+        mean = Mean()
+        mean.add(self._start)
+        mean.add(self._now)
+        return mean.weights or None
+
+    def state(self) -> Weights:
+        """The start."""
+        return dict(self._start)
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take it back."""
+        self._start = {name: tensor.clone() for name, tensor in state.items()}
 
 
 class BestOnSource(Last):
@@ -218,6 +258,8 @@ def keeper(rule: Rule) -> Keeper:
             return Last()
         case "mean":
             return SecondHalf()
+        case "halfway":
+            return Halfway()
         case "source-best":
             return BestOnSource()
         case "swad":

@@ -17,6 +17,8 @@ from typing import Any, Literal
 
 from vlkd_runtime.errors import ConfigError, DataError
 
+from .specs import Rule
+
 TeacherViews = Literal["none", "same_aug", "clean_cached"]
 
 
@@ -121,6 +123,15 @@ class Counts:
     guarded: int = 0
 
 
+_ENDS_WITH: dict[Rule, str] = {
+    "last": "the last one",
+    "mean": "the mean over the second half of the steps",
+    "halfway": "halfway between the start and the last one",
+    "source-best": "the one with the least loss on them",
+    "swad": "the mean over the valley of the loss on them (SWAD)",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class DataContract:
     """Who sees what in one run.
@@ -136,6 +147,7 @@ class DataContract:
         unseen: classes whose images are only measured on.
         captions: whether captions of the training images are used.
         copied: whether the student starts as a copy of the teacher's image encoder, whatever the method.
+        rule: which weights a training ends with.
     """
 
     method: str
@@ -148,6 +160,7 @@ class DataContract:
     unseen: tuple[str, ...] = ()
     captions: bool = False
     copied: bool = False
+    rule: Rule = "last"
 
     def __post_init__(self) -> None:
         needs = describe(self.method)
@@ -179,6 +192,7 @@ class DataContract:
         unseen: Iterable[str] = (),
         captions: bool = False,
         copied: bool = False,
+        rule: Rule = "last",
     ) -> DataContract:
         """The contract that a method asks for; one that asks no teacher has no views, whatever is given.
 
@@ -189,7 +203,7 @@ class DataContract:
         views: TeacherViews = teacher_views if needs.teacher_images else "none"
         domains = tuple(sources), tuple(held_out)
         used = needs.labels, needs.unlabelled_images
-        return cls(method, *domains, *used, views, counts, tuple(unseen), captions, copied)
+        return cls(method, *domains, *used, views, counts, tuple(unseen), captions, copied, rule)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, with what the method asks for in words."""
@@ -197,6 +211,8 @@ class DataContract:
         for name in ("captions", "copied"):  # which earlier results do not have
             if not plain[name]:
                 del plain[name]
+        if self.rule == "last":
+            del plain["rule"]
         return {"text": self.text} | plain
 
     @property
@@ -219,8 +235,8 @@ class DataContract:
             "clean_cached": "The teacher embeds each image once, as it is.",
         }[self.teacher_views]
         counts, held_out = self.counts, ", ".join(self.held_out)
-        chosen = (
-            f"{counts.selection} images of the same domains" if counts.selection else "no image: the last one"
+        judges = (
+            f"{counts.selection} images of the same domains, kept back" if counts.selection else "no image"
         )
         bad = f" {counts.bad} more cannot be decoded and are left out." if counts.bad else ""
         lines = [
@@ -228,7 +244,7 @@ class DataContract:
             f"Training: {counts.train} images, domains {', '.join(self.sources) or 'none'}; "
             f"labels {_used(self.labels)}, unlabelled images {_used(self.unlabelled)}.{bad}",
             views,
-            f"Checkpoint chosen by {chosen}.",
+            f"Checkpoint chosen by {judges}: {_ENDS_WITH[self.rule]}.",
             f"Held out: {held_out}. Training, calibration and selection never open these images."
             if self.held_out
             else "Held out: no domain.",

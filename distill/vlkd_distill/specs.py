@@ -19,7 +19,7 @@ TEACHER = "teacher"
 Pretrained = Literal["none", "hub", "package"]
 TeacherView = Literal["clean_cached", "same_aug"]
 MethodName = Literal["erm", "kd", "vl2v-adip", "vl2v-sd", "promptkd", "vlm-ood", "data-free", "vlkd"]
-Rule = Literal["last", "mean", "source-best", "swad"]
+Rule = Literal["last", "mean", "halfway", "source-best", "swad"]
 StyleName = Literal["grey", "pencil", "edges", "contours", "poster", "paint", "palette"]
 
 
@@ -60,9 +60,9 @@ class Settings:
             1 is the stem, 3 the stem and two stages; see ``vlkd_distill.freezing``. 0 trains all.
         precision: ``auto`` multiplies in bfloat16 where the processor has it in hardware (good for dense
             and grouped convolutions, slower for depthwise ones); ``float32`` never does.
-        weights: which weights a training ends with: the ``last``, the ``mean`` over the second half's steps,
-            those with the least loss on source images kept back (``source-best``), or ``swad``'s; see
-            ``vlkd_distill.averaging``. No rule looks at a held-out domain.
+        weights: which weights a training ends with: the ``last``, the ``mean`` over the second half's steps, those
+            ``halfway`` between the last stage's start and its end, those with the least loss on source images kept
+            back (``source-best``), or ``swad``'s; see ``vlkd_distill.averaging``. No rule looks at a held-out domain.
         kept_back: share of the source images that ``source-best`` and ``swad`` judge by and do not train on.
         judgements: how often they do.
         seed: of batches and views.

@@ -76,6 +76,7 @@ def train(
         optimizer = _optimizer(student, settings)
         schedule = _Schedule(optimizer, stage.lr, stage.epochs * steps_per_epoch)
         keeper = averaging.keeper(settings.weights if index == len(stages) - 1 else "last")
+        keeper.begin(student.state_dict())
         first_epoch = 0
         if resumed is not None:
             if resumed.stage > index:

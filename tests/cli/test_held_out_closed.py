@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from vlkd_distill import datacontract
+from vlkd_distill.data import scan
 from vlkd_distill.specs import Settings
 from vlkd_edge import disjoint, facts, learn
 from vlkd_edge.config import Config, DataConfig
@@ -69,6 +70,11 @@ def test_only_evaluation_opens_held_out_images(
     with watched(root) as watch:
         code, answer = edge(*words, settings=settings)
     assert code == 0, answer
+    if words[0] == "bench":
+        train = len(scan(root).of(["photo"], "train"))
+        for told in answer["contract"]:
+            assert told["rule"] == "source-best" and told["counts"]["selection"] == round(0.2 * train)
+            assert told["counts"]["train"] + told["counts"]["selection"] == train
     found: list[set[str]] = [names for _, names in watch.paths]  # type: ignore[misc]
     evaluations = [names for names in found if HASHING not in names and CALIBRATION_CHECK not in names]
     assert len(evaluations) >= len(list((root / "sketch").rglob("*.png"))) // 5 * 2  # teacher and students

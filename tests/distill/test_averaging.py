@@ -16,11 +16,15 @@ def weights(value: float) -> dict[str, torch.Tensor]:
 
 
 def run(keeper: averaging.Keeper, losses: list[float], steps: int = 2) -> averaging.Keeper:
-    """Step t has the weights t; a judgement comes after every ``steps`` steps."""
+    """Step t has the weights t, the start none; a judgement comes after every ``steps`` steps."""
+    live = weights(0)
+    keeper.begin(live)
     for at, loss in enumerate(losses):
         for step in range(steps):
             number = at * steps + step + 1
-            keeper.step(weights(number), number / (len(losses) * steps))
+            for name, tensor in weights(number).items():
+                live[name].copy_(tensor)
+            keeper.step(live, number / (len(losses) * steps))
         keeper.judge(loss, weights((at + 1) * steps))
     return keeper
 
@@ -75,6 +79,15 @@ def test_mean_counts_the_second_half_and_takes_whole_numbers_as_they_are() -> No
     assert chosen["steps"].item() == 10
 
 
+def test_halfway_is_the_middle_of_start_and_end() -> None:
+    keeper = run(averaging.Halfway(), [1.0] * 5)
+    chosen = keeper.final()
+    assert chosen is not None
+    assert chosen["w"].tolist() == pytest.approx([5.0, -5.0]) and chosen["steps"].item() == 10
+    again = keeper.final()  # asking changes neither the answer nor the network
+    assert again is not None and torch.equal(again["w"], chosen["w"])
+
+
 def test_the_best_on_source_is_the_least_loss() -> None:
     assert final(run(averaging.BestOnSource(), [3.0, 1.0, 2.0])) == 4.0
 
@@ -84,18 +97,22 @@ def test_the_last_keeps_nothing() -> None:
     assert keeper.final() is None and keeper.state() == {}
 
 
-@pytest.mark.parametrize("rule", ["last", "mean", "source-best", "swad"])
+@pytest.mark.parametrize("rule", ["last", "mean", "halfway", "source-best", "swad"])
 @pytest.mark.parametrize("cut", [1, 4, 11, 16])
 def test_state_and_restore_change_nothing(rule: str, cut: int) -> None:
     whole = run(averaging.keeper(rule), U_SHAPE).final()
-    keeper = averaging.keeper(rule)
+    keeper, live = averaging.keeper(rule), weights(0)
+    keeper.begin(live)
     for at, loss in enumerate(U_SHAPE):
         if at == cut:
             state = {name: tensor.clone() for name, tensor in keeper.state().items()}
             keeper = averaging.keeper(rule)
+            keeper.begin(live)  # as the network is by now
             keeper.restore(state)
         for step in (1, 2):
-            keeper.step(weights(2 * at + step), (2 * at + step) / (2 * len(U_SHAPE)))
+            for name, tensor in weights(2 * at + step).items():
+                live[name].copy_(tensor)
+            keeper.step(live, (2 * at + step) / (2 * len(U_SHAPE)))
         keeper.judge(loss, weights(2 * at + 2))
     again = keeper.final()
     assert (whole is None) == (again is None)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 from vlkd_bench.samples import Sample
 from vlkd_distill import datacontract, pixels
 from vlkd_distill.datacontract import Counts, DataContract
+from vlkd_distill.specs import Rule
 from vlkd_runtime.errors import ConfigError, DataError
 from vlkd_runtime.preprocess import PreprocessSpec, decode
 
@@ -47,6 +49,21 @@ def test_needs(
     assert ("labels used" in text) == bool(labels) and "the last one" in text and "left out" not in text
 
 
+@pytest.mark.parametrize("rule", get_args(Rule))
+def test_the_banner_says_which_weights_a_training_ends_with(rule: Rule) -> None:
+    made = DataContract.of("erm", ["a"], ["b"], "none", COUNTS, rule=rule)
+    lines = [line for line in made.banner() if line.startswith("Checkpoint chosen by no image: ")]
+    words = {
+        "last": "last one",
+        "mean": "second half",
+        "halfway": "start",
+        "source-best": "least",
+        "swad": "SWAD",
+    }
+    assert len(lines) == 1 and words[rule] in lines[0]
+    assert ("rule" in made.as_json()) == (rule != "last")
+
+
 def test_every_method_has_a_row_above() -> None:
     rows = test_needs.pytestmark[0].args[1]  # type: ignore[attr-defined]
     assert {row.id for row in rows} == set(datacontract.NEEDS)
@@ -54,8 +71,11 @@ def test_every_method_has_a_row_above() -> None:
 
 def test_banner_counts_selection_and_bad_images() -> None:
     counts = Counts(train=80, selection=12, calibration=0, test=0, bad=3)
-    text = "\n".join(DataContract.of("kd", ["a", "b"], ["c"], "clean_cached", counts).banner())
-    assert "chosen by 12 images" in text and "3 more cannot be decoded" in text and "domains a, b" in text
+    made = DataContract.of("kd", ["a", "b"], ["c"], "clean_cached", counts, rule="source-best")
+    text = "\n".join(made.banner())
+    assert "chosen by 12 images of the same domains, kept back: the one with the least loss" in text
+    assert made.as_json()["rule"] == "source-best"
+    assert "3 more cannot be decoded" in text and "domains a, b" in text
 
 
 def test_banner_names_the_guard_and_unseen_classes_where_there_are_any() -> None:

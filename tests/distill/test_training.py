@@ -106,7 +106,7 @@ def test_interrupted_and_resumed_ends_with_the_same_weights(
         assert torch.equal(tensor, state(resumed)[key]), key
 
 
-@pytest.mark.parametrize("rule", ["mean", "source-best", "swad"])
+@pytest.mark.parametrize("rule", ["mean", "halfway", "source-best", "swad"])
 def test_chosen_weights_survive_an_interruption_too(tmp_path: Path, rule: str) -> None:
     settings = dataclasses.replace(SETTINGS, weights=rule, epochs=5, judgements=10)
     data = dataclasses.replace(seen(), selection=(0, 5, 13))
