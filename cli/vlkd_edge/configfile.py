@@ -100,6 +100,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "distill.frozen_groups": (0, 1000),
     "distill.relation_weight": (0, 100_000),
     "distill.style_share": (0, 1),
+    "distill.start_share": (0, 1),
     "distill.kept_back": (0.01, 0.5),
     "distill.judgements": (3, 100_000),
     "distill.seed": (0, 2**32 - 2),

@@ -9,7 +9,7 @@ References:
     SWAD: Cha et al., "SWAD: Domain Generalization by Seeking Flat Minima", NeurIPS 2021, algorithm 1.
     Mean: Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", UAI 2018; here
     every step of the second half counts.
-    Halfway: Wortsman et al., "Robust Fine-Tuning of Zero-Shot Models", CVPR 2022, equation 1 with alpha = 1/2.
+    Towards the start: Wortsman et al., "Robust Fine-Tuning of Zero-Shot Models", CVPR 2022, equation 1.
 """
 
 from __future__ import annotations
@@ -120,38 +120,6 @@ class SecondHalf(Last):
         self._mean = _unpacked("mean", state)
 
 
-class Halfway(Last):
-    """The middle between the weights that the stage began with and those of its last step.
-
-    For a start that is good by itself, as a copy of the teacher's encoder is: what training unlearned of it comes
-    back, and most of what was learned stays.
-    """
-
-    def __init__(self) -> None:
-        self._start: Weights = {}
-        self._now: Mapping[str, Tensor] = {}
-
-    def begin(self, weights: Mapping[str, Tensor]) -> None:
-        """Keep a copy of the start."""
-        self._now = weights
-        self._start = {name: tensor.detach().clone() for name, tensor in weights.items()}
-
-    def final(self) -> Weights | None:
-        """The mean of start and end; None if there was no begin."""
-        mean = Mean()
-        mean.add(self._start)
-        mean.add(self._now)
-        return mean.weights or None
-
-    def state(self) -> Weights:
-        """The start."""
-        return dict(self._start)
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take it back."""
-        self._start = {name: tensor.clone() for name, tensor in state.items()}
-
-
 class BestOnSource(Last):
     """The weights with the least loss on source images kept back."""
 
@@ -176,7 +144,7 @@ class BestOnSource(Last):
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from it."""
         self._loss = float(state["loss"])
-        self._best = {k.removeprefix("best."): v.clone() for k, v in state.items() if k != "loss"}
+        self._best = _part("best.", state)
 
 
 class Swad(Last):
@@ -251,15 +219,70 @@ class Swad(Last):
         self._valley, self._segment = _unpacked("valley", state), _unpacked("segment", state)
 
 
-def keeper(rule: Rule) -> Keeper:
-    """What a rule does."""
+class TowardsStart(Last):
+    """What another rule chose, mixed with the weights that the stage began with.
+
+    For a start that is good by itself, as a copy of the teacher's encoder is: what training unlearned of it comes
+    back, and most of what was learned stays.
+    """
+
+    def __init__(self, chooses: Keeper, share: float) -> None:
+        """Mix.
+
+        Args:
+            chooses: the other rule.
+            share: of the start's weights in the mean, 0 to 1.
+        """
+        self._chooses, self._share = chooses, share
+        self._start: Weights = {}
+        self._now: Mapping[str, Tensor] = {}
+
+    def begin(self, weights: Mapping[str, Tensor]) -> None:
+        """Keep a copy of the start."""
+        self._chooses.begin(weights)
+        self._now = weights
+        self._start = {name: tensor.detach().clone() for name, tensor in weights.items()}
+
+    def step(self, weights: Mapping[str, Tensor], share: float) -> None:
+        """For the other rule."""
+        self._chooses.step(weights, share)
+
+    def judge(self, loss: float, weights: Mapping[str, Tensor]) -> None:
+        """For the other rule, which judges what it would choose by itself."""
+        self._chooses.judge(loss, weights)
+
+    def final(self) -> Weights | None:
+        """The mean of the start and the other rule's choice; integer tensors are the latter's."""
+        chosen = self._chooses.final() or self._now
+        return {
+            name: tensor.detach().lerp(self._start[name], self._share)
+            if tensor.is_floating_point()
+            else tensor.detach().clone()
+            for name, tensor in chosen.items()
+        }
+
+    def state(self) -> Weights:
+        """The start, and the other rule's state."""
+        start = {f"start.{name}": tensor for name, tensor in self._start.items()}
+        return start | {f"chooses.{name}": tensor for name, tensor in self._chooses.state().items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from it."""
+        self._start = _part("start.", state)
+        self._chooses.restore(_part("chooses.", state))
+
+
+def keeper(rule: Rule, start_share: float = 0.0) -> Keeper:
+    """What a rule does; with a share of the start, mixed with it."""
+    return TowardsStart(_chooser(rule), start_share) if start_share > 0 else _chooser(rule)
+
+
+def _chooser(rule: Rule) -> Keeper:
     match rule:
         case "last":
             return Last()
         case "mean":
             return SecondHalf()
-        case "halfway":
-            return Halfway()
         case "source-best":
             return BestOnSource()
         case "swad":
@@ -277,11 +300,14 @@ def _packed(name: str, mean: Mean) -> Weights:
     return tensors | {f"{name}.weights.{key}": tensor for key, tensor in mean.weights.items()}
 
 
+def _part(prefix: str, state: Mapping[str, Tensor]) -> Weights:
+    return {
+        name.removeprefix(prefix): tensor.clone() for name, tensor in state.items() if name.startswith(prefix)
+    }
+
+
 def _unpacked(name: str, state: Mapping[str, Tensor]) -> Mean:
     mean = Mean()
     mean.count = int(state[f"{name}.count"])
-    prefix = f"{name}.weights."
-    mean.weights = {
-        key.removeprefix(prefix): tensor.clone() for key, tensor in state.items() if key.startswith(prefix)
-    }
+    mean.weights = _part(f"{name}.weights.", state)
     return mean

@@ -126,7 +126,6 @@ class Counts:
 _ENDS_WITH: dict[Rule, str] = {
     "last": "the last one",
     "mean": "the mean over the second half of the steps",
-    "halfway": "halfway between the start and the last one",
     "source-best": "the one with the least loss on them",
     "swad": "the mean over the valley of the loss on them (SWAD)",
 }

@@ -212,8 +212,9 @@ class Vlkd(_ByVectors):
     uses_styles = True
 
     def stages(self) -> tuple[Stage, ...]:
-        """Align the projection on cached features, then train everything."""
-        return (self._align(), Stage("distill", "all", False, self._settings.epochs, self._settings.lr))
+        """Align the projection on cached features, then train everything; a share of the start may stay."""
+        how = self._settings
+        return (self._align(), Stage("distill", "all", False, how.epochs, how.lr, how.start_share))
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """``a CE(labels) + b |student - teacher|^2 + c T^2 KL(teacher || student) + d relations``."""

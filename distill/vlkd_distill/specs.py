@@ -19,7 +19,7 @@ TEACHER = "teacher"
 Pretrained = Literal["none", "hub", "package"]
 TeacherView = Literal["clean_cached", "same_aug"]
 MethodName = Literal["erm", "kd", "vl2v-adip", "vl2v-sd", "promptkd", "vlm-ood", "data-free", "vlkd"]
-Rule = Literal["last", "mean", "halfway", "source-best", "swad"]
+Rule = Literal["last", "mean", "source-best", "swad"]
 StyleName = Literal["grey", "pencil", "edges", "contours", "poster", "paint", "palette"]
 
 
@@ -53,6 +53,8 @@ class Settings:
         relation_weight: of vlkd's relations between samples.
         style_share: chance that vlkd shows a style view instead of the image.
         styles: the styles it draws; see ``vlkd_distill.stylise``.
+        start_share: of vlkd: how much of the weights that its last stage began with is mixed into those it ends with.
+            One half for a start that is good by itself; 0 for none of it.
         teacher_view: ``same_aug`` embeds the very view the student sees (the paper); ``clean_cached``
             embeds each image once.
         batch_norm: ``frozen`` keeps the statistics of the start weights (the paper).
@@ -60,9 +62,9 @@ class Settings:
             1 is the stem, 3 the stem and two stages; see ``vlkd_distill.freezing``. 0 trains all.
         precision: ``auto`` multiplies in bfloat16 where the processor has it in hardware (good for dense
             and grouped convolutions, slower for depthwise ones); ``float32`` never does.
-        weights: which weights a training ends with: the ``last``, the ``mean`` over the second half's steps, those
-            ``halfway`` between the last stage's start and its end, those with the least loss on source images kept
-            back (``source-best``), or ``swad``'s; see ``vlkd_distill.averaging``. No rule looks at a held-out domain.
+        weights: which weights a training ends with: the ``last``, the ``mean`` over the second half's steps,
+            those with the least loss on source images kept back (``source-best``), or ``swad``'s; see
+            ``vlkd_distill.averaging``. No rule looks at a held-out domain.
         kept_back: share of the source images that ``source-best`` and ``swad`` judge by and do not train on.
         judgements: how often they do.
         seed: of batches and views.
@@ -93,6 +95,7 @@ class Settings:
     relation_weight: float = 0.0
     style_share: float = 0.5
     styles: tuple[StyleName, ...] = ("pencil", "edges", "poster", "grey", "paint", "palette")
+    start_share: float = 0.0
     teacher_view: TeacherView = "same_aug"
     batch_norm: Literal["train", "frozen"] = "frozen"
     frozen_groups: int = 0
@@ -123,18 +126,20 @@ class Settings:
         judging = ("kept_back", "judgements") if self.judges else ()
         captions = ("caption_weight",) if self.reads_captions else ()
         frozen = ("frozen_groups",) if self.frozen_groups else ()
-        read = (*_SHARED, *judging, *captions, *frozen, *_READ[self.method])
+        mixed = ("start_share",) if self.method == "vlkd" and self.start_share else ()
+        read = (*_SHARED, *judging, *captions, *frozen, *mixed, *_READ[self.method])
         return {name: getattr(self, name) for name in read}
 
     def as_json(self) -> dict[str, Any]:
         """All values, to write beside results; what is younger than some results is left out where it is theirs."""
         plain = dataclasses.asdict(self)
-        for name, theirs in {"caption_weight": 0, "frozen_groups": 0, "answers_weight": 1}.items():
+        for name, theirs in _YOUNGER.items():
             if plain[name] == theirs:
                 del plain[name]
         return plain
 
 
+_YOUNGER = MappingProxyType({"caption_weight": 0, "frozen_groups": 0, "answers_weight": 1, "start_share": 0})
 _SHARED = ("method", "epochs", "lr", "batch", "weight_decay", "batch_norm", "precision", "weights", "seed")
 _READ: Mapping[MethodName, tuple[str, ...]] = MappingProxyType(
     {

@@ -24,6 +24,7 @@ class Stage:
         cached_features: run the frozen backbone once on clean images and train on its features.
         epochs: passes over the training images.
         lr: peak learning rate; warms up over the first twentieth and falls as a cosine.
+        start_share: how much of the weights before the stage is mixed into those after it.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Stage:
     cached_features: bool
     epochs: int
     lr: float
+    start_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,8 @@ def train(
         steps_per_epoch = steps_of(len(data.rows), settings.batch)
         optimizer = _optimizer(student, settings)
         schedule = _Schedule(optimizer, stage.lr, stage.epochs * steps_per_epoch)
-        keeper = averaging.keeper(settings.weights if index == len(stages) - 1 else "last")
+        last = index == len(stages) - 1
+        keeper = averaging.keeper(settings.weights if last else "last", stage.start_share)
         keeper.begin(student.state_dict())
         first_epoch = 0
         if resumed is not None:
@@ -90,7 +91,7 @@ def train(
         features = None
         if stage.cached_features and first_epoch < stage.epochs:
             features = _cached_features(student, settings, data, on_features)
-        judged = settings.judges and index == len(stages) - 1
+        judged = settings.judges and last
         # Counted from the last stage, so that every method's backbone sees the same batches and views.
         from_last = len(stages) - 1 - index
         for epoch in range(first_epoch, stage.epochs):

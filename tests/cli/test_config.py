@@ -137,7 +137,7 @@ def test_missing_file(tmp_path: Path) -> None:
 
 def test_every_recipe_is_a_configuration() -> None:
     recipes = sorted((Path(__file__).parents[2] / "distill" / "recipes").glob("*.toml"))
-    assert len(recipes) == 3
+    assert len(recipes) == 4
     loaded = [configfile.load(path) for path in recipes]
     assert all(recipe.data.root != "demo" for recipe in loaded)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -79,11 +81,17 @@ def test_mean_counts_the_second_half_and_takes_whole_numbers_as_they_are() -> No
     assert chosen["steps"].item() == 10
 
 
-def test_halfway_is_the_middle_of_start_and_end() -> None:
-    keeper = run(averaging.Halfway(), [1.0] * 5)
+@pytest.mark.parametrize(
+    ("rule", "share", "expected"),
+    [("last", 0.5, 5.0), ("last", 0.2, 8.0), ("mean", 0.5, 4.0), ("last", 1, 0)],
+)
+def test_a_share_of_the_start_is_mixed_with_what_a_rule_chose(
+    rule: Any, share: float, expected: float
+) -> None:
+    keeper = run(averaging.keeper(rule, share), [1.0] * 5)
     chosen = keeper.final()
     assert chosen is not None
-    assert chosen["w"].tolist() == pytest.approx([5.0, -5.0]) and chosen["steps"].item() == 10
+    assert chosen["w"].tolist() == pytest.approx([expected, -expected]) and chosen["steps"].item() == 10
     again = keeper.final()  # asking changes neither the answer nor the network
     assert again is not None and torch.equal(again["w"], chosen["w"])
 
@@ -97,16 +105,17 @@ def test_the_last_keeps_nothing() -> None:
     assert keeper.final() is None and keeper.state() == {}
 
 
-@pytest.mark.parametrize("rule", ["last", "mean", "halfway", "source-best", "swad"])
+@pytest.mark.parametrize("rule", ["last", "mean", "source-best", "swad"])
+@pytest.mark.parametrize("share", [0.0, 0.5])
 @pytest.mark.parametrize("cut", [1, 4, 11, 16])
-def test_state_and_restore_change_nothing(rule: str, cut: int) -> None:
-    whole = run(averaging.keeper(rule), U_SHAPE).final()
-    keeper, live = averaging.keeper(rule), weights(0)
+def test_state_and_restore_change_nothing(rule: Any, share: float, cut: int) -> None:
+    whole = run(averaging.keeper(rule, share), U_SHAPE).final()
+    keeper, live = averaging.keeper(rule, share), weights(0)
     keeper.begin(live)
     for at, loss in enumerate(U_SHAPE):
         if at == cut:
             state = {name: tensor.clone() for name, tensor in keeper.state().items()}
-            keeper = averaging.keeper(rule)
+            keeper = averaging.keeper(rule, share)
             keeper.begin(live)  # as the network is by now
             keeper.restore(state)
         for step in (1, 2):

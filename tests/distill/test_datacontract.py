@@ -56,7 +56,6 @@ def test_the_banner_says_which_weights_a_training_ends_with(rule: Rule) -> None:
     words = {
         "last": "last one",
         "mean": "second half",
-        "halfway": "start",
         "source-best": "least",
         "swad": "SWAD",
     }

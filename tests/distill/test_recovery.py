@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,9 +74,9 @@ def test_weights_of_another_network_are_refused(tmp_path: Path, spec: StudentSpe
         checkpoints.load_weights(tmp_path / "student.safetensors", students.create(SPEC, method().outputs()))
 
 
-def recover(start: Path, folder: Path, name: str, stop_after: int = 0) -> students.Student:
+def recover(start: Path, folder: Path, name: str, stop_after: int = 0, **more: Any) -> students.Student:
     """Recover, and be killed after some steps where any are given."""
-    settings = dataclasses.replace(SETTINGS, method=name)
+    settings = dataclasses.replace(SETTINGS, method=name, **more)
     recovery = Recovery(start, epochs=3, lr=3e-3, zeros=(SPARSE,))
     student = students.create(SPEC, method(settings).outputs())
     checkpoints.load_weights(start, student)
@@ -111,3 +112,11 @@ def test_recovery_trains_everything_keeps_zeros_and_resumes(tmp_path: Path, name
     # The head too, which vl2v-adip alone would freeze: it read other features.
     for key in (SPARSE, "head.weight", "backbone.conv1.0.weight", "backbone.layer2.0.bn1.weight"):
         assert not torch.equal(whole[key], before[key]), key
+
+
+def test_a_recovery_goes_back_to_no_part_of_the_damage(tmp_path: Path) -> None:
+    start = tmp_path / "student.safetensors"
+    narrowed(start)
+    plain = recover(start, tmp_path / "plain", "vlkd").state_dict()
+    mixing = recover(start, tmp_path / "mixing", "vlkd", start_share=0.5).state_dict()
+    assert all(torch.equal(tensor, mixing[key]) for key, tensor in plain.items())

@@ -106,9 +106,13 @@ def test_interrupted_and_resumed_ends_with_the_same_weights(
         assert torch.equal(tensor, state(resumed)[key]), key
 
 
-@pytest.mark.parametrize("rule", ["mean", "halfway", "source-best", "swad"])
-def test_chosen_weights_survive_an_interruption_too(tmp_path: Path, rule: str) -> None:
+@pytest.mark.parametrize(
+    ("rule", "share"), [("mean", 0), ("source-best", 0), ("swad", 0), ("last", 0.5), ("swad", 0.5)]
+)
+def test_chosen_weights_survive_an_interruption_too(tmp_path: Path, rule: str, share: float) -> None:
     settings = dataclasses.replace(SETTINGS, weights=rule, epochs=5, judgements=10)
+    if share:
+        settings = dataclasses.replace(settings, method="vlkd", start_share=share)
     data = dataclasses.replace(seen(), selection=(0, 5, 13))
     whole, method = fresh(settings)
     training.train(whole, method, settings, data, tmp_path / "whole")
@@ -127,8 +131,9 @@ def test_chosen_weights_survive_an_interruption_too(tmp_path: Path, rule: str) -
         training.train(broken, method, settings, data, tmp_path / "cut", stop)
     resumed, method = fresh(settings)
     training.train(resumed, method, settings, data, tmp_path / "cut")
-    last, method = fresh(settings)
-    training.train(last, method, dataclasses.replace(settings, weights="last"), data, tmp_path / "last")
+    plain = dataclasses.replace(settings, weights="last", start_share=0)
+    last, method = fresh(plain)
+    training.train(last, method, plain, data, tmp_path / "last")
     for key, tensor in state(whole).items():
         assert torch.equal(tensor, state(resumed)[key]), key
     assert any(not torch.equal(state(whole)[key], state(last)[key]) for key in state(whole))
