@@ -5,9 +5,11 @@ Example:
 
 Each case is a mutation chosen for what it may break: bits, lengths, truncations, members and central directories
 of the archive, JSON values under a digest that fits again, tensors' headers, protobuf fields of the graph, segments
-of image files, bombs. Cases run in child processes; a child that dies or takes more than five seconds for a case is
-a finding. An audit hook of Python's reports each file that is opened for writing, made, renamed or removed outside
-the cache folder. Ends with exit code 1 where anything was found.
+of image files, scans without end, large empty images, bombs. Cases run in child processes; a child that dies or takes
+more than five seconds for a case is a finding. An audit hook of Python's reports each file that is opened for writing,
+made, renamed or removed outside the cache folder; it does not see native code, so that home and temporary folder of
+the children are empty ones of their own, and a file left there is a finding, too. Ends with exit code 1 where anything
+was found.
 
 What counts as accepted wrongly: a bundle that opens although its bytes are not the original's. A resealed
 bundle, whose hashes all fit again, is another whole bundle and may open; with a signature it may not.
@@ -33,6 +35,8 @@ from vlkd_runtime.atomic import write_text
 
 LONGEST_CASE_S = 5.0
 CASES_IN_A_CHILD = 2500
+# Empty folders of the children, and the variables that lead there.
+OWN = {"home": "HOME", "temporary": "TMPDIR"}
 CHILD = Path(__file__).with_name("fuzzchild.py")
 
 
@@ -52,6 +56,9 @@ def run_children(kind: str, count: int, seed: int, folder: Path) -> dict[str, An
             slowest = max(slowest, line["seconds"])
             if line["finding"]:
                 findings.append(line)
+        findings += [
+            {"case": start, "finding": f"left outside the cache: {name}"} for name in left_in(folder)
+        ]
         start += len(lines)
         if start < end:
             findings.append({"case": start, "finding": f"the child ended with {code}"})
@@ -71,11 +78,25 @@ def run_child(kind: str, start: int, end: int, seed: int, folder: Path) -> tuple
     """Run one child until it ends or a case takes too long."""
     command = [sys.executable, "-W", "error", str(CHILD), kind, str(start), str(end), str(seed), str(folder)]
     lines: list[dict[str, Any]] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
+    for name in OWN:
+        (folder / name).mkdir(exist_ok=True)
+    environment = {**os.environ, "VLKD_CACHE": str(folder / "cache")}
+    environment |= {variable: str(folder / name) for name, variable in OWN.items()}
+    environment.pop("XDG_CACHE_HOME", None)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as child:
         assert child.stdout is not None
         lines.extend(json.loads(text) for text in child.stdout)
         code = child.wait()
     return lines, f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def left_in(folder: Path) -> list[str]:
+    """Name what a child, or native code in it, has left in the folders that were empty."""
+    return [
+        f"{name}/{path.name}" for name in OWN for path in sorted((folder / name).rglob("*")) if path.is_file()
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,7 +115,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for kind, count in (("bundles", asked.bundles), ("images", asked.images)):
             place = Path(folder) / kind
             (place / "cache").mkdir(parents=True, mode=0o700)
-            os.environ["VLKD_CACHE"] = str(place / "cache")
             parts[kind] = run_children(kind, count, asked.seed, place)
     record = {
         "passed": not any(part["number_of_findings"] for part in parts.values()),

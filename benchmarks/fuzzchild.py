@@ -82,7 +82,7 @@ def image_case(case: Case, folder: Path) -> tuple[str, str]:
     place.write_bytes(case.data)
     WATCH.on = True
     try:
-        pixels = prepare(place, PreprocessSpec(32, 24, "crop", 0.9, "bicubic"), max_pixels=4_000_000)
+        pixels = prepare(place, PreprocessSpec(32, 24, "crop", 0.9, "bicubic"))
     except ImageError:
         return "refused", ""
     finally:

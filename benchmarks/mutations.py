@@ -347,6 +347,38 @@ def _noise(rng: np.random.Generator, images: list[tuple[str, bytes]]) -> Case:
     return Case(data[: int(rng.integers(2, 40))] + rng.bytes(int(rng.integers(0, 2000))), suffix=suffix)
 
 
+def _side(rng: np.random.Generator) -> int:
+    """Up to 8000, each doubling as likely as the next: few are slow to make."""
+    return int(64 * 125 ** rng.random())
+
+
+def _scans(rng: np.random.Generator, images: list[tuple[str, bytes]]) -> Case:
+    """Say that a progressive JPEG is large, and repeat its last scan up to two thousand times."""
+    data = next(data for _, data in images if b"\xff\xc2" in data[:1000])
+    frame, last, end = data.index(b"\xff\xc2"), data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
+    size = _side(rng).to_bytes(2, "big") + _side(rng).to_bytes(2, "big")
+    repeated = data[last:end] * int(2000 ** rng.random())
+    return Case(data[: frame + 5] + size + data[frame + 9 : end] + repeated + data[end:], suffix=".jpeg")
+
+
+def _canvas(rng: np.random.Generator, images: list[tuple[str, bytes]]) -> Case:
+    """A large image of one colour: little to read, much to keep."""
+    del images
+    mode = ("RGB", "RGBA", "LA", "L", "P", "I;16", "1")[int(rng.integers(7))]
+    kinds = ("PNG", "TIFF") if mode in ("I;16", "1", "LA") else ("PNG", "TIFF", "GIF", "WEBP")
+    kind = kinds[int(rng.integers(len(kinds)))]
+    stream = io.BytesIO()
+    Image.new(mode, (_side(rng), _side(rng))).save(stream, kind, **_CANVAS_OPTIONS[kind])
+    return Case(stream.getvalue(), suffix=f".{kind.lower()}")
+
+
+_CANVAS_OPTIONS: dict[str, dict[str, Any]] = {
+    "PNG": {"compress_level": 1},
+    "TIFF": {"compression": "tiff_lzw"},
+    "GIF": {},
+    "WEBP": {"lossless": True, "method": 0, "quality": 0},
+}
+
 IMAGE_MUTATIONS: dict[str, Callable[..., Case]] = {
     "bits": _image(flip),
     "splice": _image(splice),
@@ -357,4 +389,6 @@ IMAGE_MUTATIONS: dict[str, Callable[..., Case]] = {
     "jpeg segment": _jpeg_segment,
     "crossed": _crossed,
     "noise": _noise,
+    "scans": _scans,
+    "canvas": _canvas,
 }

@@ -14,9 +14,11 @@ def main() -> None:
     interrupted.
     """
     from vlkd_runtime.errors import UsageError, VlkdError
+    from vlkd_runtime.ortimport import switch_telemetry_off
 
     from .app import app
 
+    switch_telemetry_off()  # for child processes, too
     if not sys.warnoptions:
         # Of odd EXIF blocks and the like; what makes an image unreadable is an error of its own.
         warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -24,7 +24,14 @@ INSTALL_TRT = "pip install tensorrt-cu13"
 INSTALL_CUDA = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
 INSTALL_JETPACK = "sudo apt-get update && sudo apt-get install -y nvidia-jetpack"
 INSTALL_JETSON_MODULE = "sudo apt-get install -y python3-libnvinfer"
-INSTALL_DRIVER = "sudo apt-get install -y nvidia-driver"
+INSTALL_CUDA_JETSON = "install the onnxruntime-gpu wheel that NVIDIA builds for this JetPack; PyPI has none"
+INSTALL_DRIVER = {
+    "ubuntu": "sudo ubuntu-drivers install",
+    # The package is in Debian's component non-free.
+    "debian": "sudo apt-get install -y nvidia-driver",
+}
+INSTALL_SIGN = "pip install 'vlkd-edge[sign]'"
+OLDEST_PYTHON = (3, 10)
 OPEN_VENV = "python3 -m venv --system-site-packages .venv"
 # Ultralytics and others refuse it for wrong answers: https://github.com/ultralytics/ultralytics (its export checks)
 BAD_TENSORRT = ("10.2.0",)
@@ -95,7 +102,8 @@ def engines(python: PythonFacts, system: System) -> dict[str, dict[str, Any]]:
     ort = "" if "onnxruntime" in has else f"no onnxruntime: {INSTALL_ORT}"
 
     def provider(name: str) -> str:
-        return ort or ("" if name in providers else f"this onnxruntime has no {name}: {INSTALL_CUDA}")
+        line = INSTALL_CUDA_JETSON if system.is_jetson else INSTALL_CUDA
+        return ort or ("" if name in providers else f"this onnxruntime has no {name}: {line}")
 
     module = "" if "tensorrt" in has else f"no Python module tensorrt: {_module_line(python, system)}"
     reasons = {
@@ -179,9 +187,14 @@ def _module_problem(python: PythonFacts, system: System) -> str:
     if not system.tensorrt_module:
         return "TensorRT's Python module"
     if mine not in system.tensorrt_module:
-        return (
-            f"a Python {' or '.join(system.tensorrt_module)}, which TensorRT's module is for; this is {mine}"
-        )
+        wanted = " or ".join(system.tensorrt_module)
+        if not _usable(system):
+            oldest = ".".join(map(str, OLDEST_PYTHON))
+            return (
+                f"TensorRT's Python module for {oldest} or later; this JetPack's is for {wanted}: use the engine "
+                "ort-cpu, or a newer JetPack where the board takes one"
+            )
+        return f"a Python {wanted}, which TensorRT's module is for; this is {mine}"
     return "TensorRT's Python module is installed, but this virtual environment does not see it"
 
 
@@ -192,13 +205,20 @@ def _module_line(python: PythonFacts, system: System) -> str:
     if not system.tensorrt_module:
         return INSTALL_JETSON_MODULE
     if mine not in system.tensorrt_module:
-        return OPEN_VENV.replace("python3", f"/usr/bin/python{system.tensorrt_module[-1]}", 1)
+        usable = _usable(system)
+        return OPEN_VENV.replace("python3", f"/usr/bin/python{usable[-1]}", 1) if usable else ""
     return OPEN_VENV
+
+
+def _usable(system: System) -> list[str]:
+    """Give the Pythons with TensorRT's module that can run this project, the newest last."""
+    versions = sorted(tuple(map(int, version.split("."))) for version in system.tensorrt_module)
+    return [".".join(map(str, version)) for version in versions if version >= OLDEST_PYTHON]
 
 
 def _driver(system: System) -> Iterator[Lack]:
     if not system.gpus:
-        yield Lack("an NVIDIA GPU, or its driver", INSTALL_DRIVER)
+        yield Lack("an NVIDIA GPU, or its driver", INSTALL_DRIVER.get(system.distribution, ""))
 
 
 def _bad_version(version: str, install: str) -> Iterator[Lack]:
@@ -260,6 +280,8 @@ def _lines(found: dict[str, Diagnosis], python: PythonFacts, system: System) -> 
     yield ""
     for name, state in engines(python, system).items():
         yield f"engine {name:<17}{'here' if state['available'] else state['reason']}"
+    signing = "here" if "cryptography" in python.packages else f"no package cryptography: {INSTALL_SIGN}"
+    yield f"{'signatures':<24}{signing}"
     for name, item in found.items():
         yield ""
         yield f"{name}: {_word('build for it', item.build)}; {_word('run it', item.run)}"

@@ -18,12 +18,14 @@ from pathlib import Path
 from vlkd_bench import software
 from vlkd_bench.devicestate import read_state
 from vlkd_bench.machine import read_machine
+from vlkd_runtime.ortimport import import_onnxruntime
 
 # Module, and the distributions that may bring it.
 PACKAGES: dict[str, tuple[str, ...]] = {
     "numpy": ("numpy",),
     "PIL": ("pillow",),
     "typer": ("typer",),
+    "cryptography": ("cryptography",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "onnxruntime_ep_nv_tensorrt_rtx": ("onnxruntime-ep-nv-tensorrt-rtx-cu13",),
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
@@ -71,6 +73,7 @@ class System:
 
     Attributes:
         architecture: ``x86_64`` or ``aarch64``.
+        distribution: of Linux, as its release file calls it: ``ubuntu``, ``debian``.
         board: name of the board, a Jetson's for one.
         linux: release of Jetson Linux.
         jetpack: version of JetPack.
@@ -84,6 +87,7 @@ class System:
     """
 
     architecture: str
+    distribution: str
     board: str
     linux: str
     jetpack: str
@@ -132,6 +136,7 @@ def read_system(root: Path = Path("/"), architecture: str = "") -> System:
     )
     return System(
         architecture=architecture or machine.architecture,
+        distribution=_distribution(software.read(root / "etc/os-release")),
         board=machine.board,
         linux=software.release_of(root),
         jetpack=software.jetpack_version(root),
@@ -143,6 +148,11 @@ def read_system(root: Path = Path("/"), architecture: str = "") -> System:
         power_mode=read_state(root).power_mode,
         memory_bytes=machine.memory_bytes,
     )
+
+
+def _distribution(release: str) -> str:
+    found = re.search(r'^ID="?([\w.-]+)"?$', release, re.MULTILINE)
+    return found[1] if found else ""
 
 
 def _present(module: str) -> bool:
@@ -167,7 +177,7 @@ def _sees_system(prefix: Path) -> bool:
 
 def _providers() -> tuple[str, ...]:
     try:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
     except Exception:  # a broken installation raises what it likes; the doctor goes on
         return ()
     return tuple(onnxruntime.get_available_providers())

@@ -102,6 +102,7 @@ def export_torch_tensorrt(
     return {
         "format": "torch-tensorrt",
         "written": str(out),
+        "load": f"torch_tensorrt.load({str(out)!r}).module()",
         "bundle": bundle.manifest.digest,
         "input": f"image uint8 ({batch}, {size}, {size}, 3)",
         "precision": precision,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from vlkd_runtime.ortimport import switch_telemetry_off
+
 if TYPE_CHECKING:
     from .calibration import CalibrationImages as CalibrationImages
     from .calibration import select_calibration as select_calibration
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from .half import to_float16 as to_float16
     from .preflight import run_preflight as run_preflight
     from .quantize import quantize_for_tensorrt as quantize_for_tensorrt
+
+# Before any of its modules imports ONNX Runtime.
+switch_telemetry_off()
 
 _GUARD = ("Candidate", "Guard", "GuardOutcome", "Trial", "guard_candidates", "held_out_evaluator")
 _HOMES = {

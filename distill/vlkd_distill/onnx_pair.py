@@ -32,6 +32,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlkd_runtime.errors import ConfigError, UnavailableError, first_line
+from vlkd_runtime.ortimport import import_onnxruntime
 from vlkd_runtime.strictjson import Fields, JsonProblems, parse
 
 from .answers import FloatArray, refuse_not_finite, unit_rows
@@ -211,7 +212,7 @@ class _Graph:
 
     def __init__(self, path: Path) -> None:
         try:
-            import onnxruntime
+            onnxruntime = import_onnxruntime()
         except ImportError as error:
             msg = (
                 f"{path}: running it needs onnxruntime, which is not installed: pip install 'vlkd-edge[ort]'."

@@ -145,7 +145,11 @@ class TorchTensorRtEngine:
         self._module = None
 
     def save(self, path: Path) -> None:
-        """Write it as torch's exported program with the engine inside; it holds for this GPU and these versions."""
+        """Write it as torch's exported program with the engine inside; it holds for this GPU and these versions.
+
+        ``torch_tensorrt.load(path).module()`` gives a module that takes uint8 images ``(N, H, W, 3)``, as `run` does.
+        Nothing here reads the file again: torch unpickles what is in it.
+        """
         tensorrt = _import()
         example = torch.zeros(
             self._shape, dtype=torch.uint8, device="cuda" if torch.cuda.is_available() else "cpu"

@@ -57,7 +57,9 @@ SCALED = (
     ("quarter-gray-progressive", "L", 131, 67, 3, PreprocessSpec(16, 16, jpeg_scale=1)),
     ("eighth-turned", "RGB", 141, 99, 6, PreprocessSpec(17, 12, jpeg_scale=1)),
 )
-GRAY_16, RGB, RGBA = (16, 0, 2), (8, 2, 3), (8, 6, 4)
+# Depth, colour type and bytes a pixel.
+GRAY, GRAY_16, RGB, RGB_16, PALETTE = (8, 0, 1), (16, 0, 2), (8, 2, 3), (16, 2, 6), (8, 3, 1)
+GRAY_ALPHA, RGBA, RGBA_16 = (8, 4, 2), (8, 6, 4), (16, 6, 8)
 
 
 def pixels(seed: int, *shape: int) -> np.ndarray:
@@ -70,8 +72,15 @@ def pixels(seed: int, *shape: int) -> np.ndarray:
     return values.reshape(shape)
 
 
-def png(data: np.ndarray, kind: tuple[int, int, int], orientation: int = 1) -> bytes:
-    """Write rows of raw bytes as a PNG that is stored, not compressed, so that every writer gives these bytes."""
+def png(data: np.ndarray, kind: tuple[int, int, int], orientation: int = 1, **more: bytes) -> bytes:
+    """Write rows of raw bytes as a PNG that is stored, not compressed, so that every writer gives these bytes.
+
+    Args:
+        data: (height, width times bytes a pixel), U8.
+        kind: One of the kinds above.
+        orientation: In an EXIF block, if it is not 1.
+        more: Further chunks, by name.
+    """
     depth, colour, step = kind
     height, width = data.shape[0], data.shape[1] // step
     raw = b"".join(b"\0" + row.tobytes() for row in data)
@@ -81,6 +90,7 @@ def png(data: np.ndarray, kind: tuple[int, int, int], orientation: int = 1) -> b
     if orientation != 1:
         tag = struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0)
         chunks.append((b"eXIf", b"MM\0\x2a" + struct.pack(">IH", 8, 1) + tag + bytes(4)))
+    chunks += [(name.encode(), content) for name, content in more.items()]
     chunks += [(b"IDAT", body), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(part)) + name + part + struct.pack(">I", zlib.crc32(name + part))
@@ -90,10 +100,22 @@ def png(data: np.ndarray, kind: tuple[int, int, int], orientation: int = 1) -> b
 
 def images() -> dict[str, bytes]:
     """Small PNG files, one for each rule of decoding."""
-    colour = pixels(7, 6, 5 * 3)
+    colour, gray, wide = pixels(7, 6, 5 * 3), pixels(9, 6, 5), pixels(3, 6, 5 * 2)
+    palette = {"PLTE": pixels(11, 4 * 3).tobytes(), "tRNS": bytes((255, 0, 130))}
+    # The colour of the second pixel is the one that is transparent.
+    clear = {
+        "transparent-gray": png(gray, GRAY, tRNS=b"\0" + gray[0, 1:2].tobytes()),
+        "transparent-gray-16": png(wide, GRAY_16, tRNS=wide[0, 2:4].tobytes()),
+        "transparent-colour": png(colour, RGB, tRNS=b"".join(b"\0" + bytes([c]) for c in colour[0, 3:6])),
+    }
     return {
-        "gray-16": png(pixels(3, 6, 5 * 2), GRAY_16),
+        "gray-16": png(wide, GRAY_16),
         "alpha": png(pixels(5, 6, 5 * 4), RGBA),
+        "alpha-16": png(pixels(13, 6, 5 * 8), RGBA_16),
+        "colour-16": png(pixels(15, 6, 5 * 6), RGB_16),
+        "gray-alpha": png(pixels(17, 6, 5 * 2), GRAY_ALPHA),
+        "palette": png(gray % 4, PALETTE, **palette),
+        **clear,
         **{f"orientation-{number}": png(colour, RGB, number) for number in range(1, 9)},
     }
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from .errors import ImageError
+from .jpegscans import MOST_SCANS, count_scans
 from .orientation import read_orientation
 
 
@@ -38,6 +39,7 @@ Denominator: TypeAlias = "Callable[[int, int], int]"
 """Gives what the sides of an upright JPEG, width and height, are divided by in decoding."""
 
 MAX_PIXELS = 64_000_000
+_STRIP_PIXELS = 1 << 20
 
 # Only what photographs and datasets come in: every further decoder is one more way in for a hostile file.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
@@ -202,7 +204,7 @@ def _from_array(array: npt.NDArray[Any], max_pixels: int) -> Image.Image:
     if array.shape[0] * array.shape[1] > max_pixels:
         _refuse(where, f"expected at most {max_pixels} pixels", "make it smaller or raise max_pixels")
     if array.ndim == 3 and array.shape[2] == 4:
-        return Image.fromarray(_over_white(array))
+        return _in_strips(array.shape[1], array.shape[0], "RGB", lambda top, end: _over_white(array[top:end]))
     return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
 
 
@@ -218,6 +220,7 @@ def _from_pillow(
     if image.width == 0 or image.height == 0:
         _refuse(where, "the image is empty", "check where it came from")
     try:
+        _check_scans(image, where)
         if denominator is not None:
             image = _reduced(image, denominator, lent=lent)
         image.load()
@@ -231,6 +234,24 @@ def _from_pillow(
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more.
         msg = f"{where}: damaged or truncated image: {error}; get it again"
         raise ImageError(msg) from error
+
+
+def _check_scans(image: Image.Image, where: str) -> None:
+    """Refuse a JPEG that would take very long, before it is decoded."""
+    from PIL.JpegImagePlugin import JpegImageFile
+
+    if not isinstance(image, JpegImageFile) or not image.tile or image.fp is None:
+        return
+    place = image.fp.tell()
+    image.fp.seek(0)
+    scans = count_scans(image.fp)  # type: ignore[arg-type]
+    image.fp.seek(place)
+    if scans > MOST_SCANS:
+        _refuse(
+            where,
+            f"expected at most {MOST_SCANS} scans, found more, and decoding takes as long for each of them",
+            "save it again as a JPEG, or remove it",
+        )
 
 
 def _reduced(image: Image.Image, denominator: Denominator, *, lent: bool) -> Image.Image:
@@ -272,23 +293,48 @@ def _to_rgb(image: Image.Image, where: str) -> Image.Image:
         _refuse(where, "float pixels have no known range", "save it with 8 or 16 bits per channel")
     transparent = "transparency" in image.info and mode in ("1", "L", "RGB", "P")
     if transparent or mode in ("LA", "La", "PA", "RGBA", "RGBa"):
-        return Image.fromarray(_over_white(np.asarray(image.convert("RGBA"))))
+        return _in_strips(
+            image.width,
+            image.height,
+            "RGB",
+            lambda top, end: _over_white(np.asarray(_rows(image, top, end).convert("RGBA"))),
+        )
     return image if mode == "RGB" else image.convert("RGB")
 
 
 def _from_wide_gray(image: Image.Image, where: str) -> Image.Image:
     """Scale 16-bit gray to 8 bits; clipping, which Pillow's convert does, would leave nearly all white."""
-    values = np.asarray(image).astype(np.int64)
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        _refuse(
-            where, f"expected 16-bit gray, found values from {low} to {high}", "save it with 8 or 16 bits"
-        )
     transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        values[values == transparent] = 65535
-    gray = ((values + 128) // 257).astype(np.uint8)
-    return Image.fromarray(gray).convert("RGB")
+
+    def scaled(top: int, end: int) -> npt.NDArray[np.uint8]:
+        values = np.asarray(_rows(image, top, end)).astype(np.int64)
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high > 65535:
+            problem = f"expected 16-bit gray, found values from {low} to {high}"
+            _refuse(where, problem, "save it with 8 or 16 bits")
+        if isinstance(transparent, int):
+            values[values == transparent] = 65535
+        return ((values + 128) // 257).astype(np.uint8)
+
+    return _in_strips(image.width, image.height, "L", scaled).convert("RGB")
+
+
+def _rows(image: Image.Image, top: int, end: int) -> Image.Image:
+    """Cut some rows out; an image of no more than these as it is."""
+    return image if end - top == image.height else image.crop((0, top, image.width, end))
+
+
+def _in_strips(
+    width: int, height: int, mode: str, strip: Callable[[int, int], npt.NDArray[np.uint8]]
+) -> Image.Image:
+    """Compute pixels so many rows at a time that what is wider than 8 bits in between stays small."""
+    rows = max(1, _STRIP_PIXELS // width)
+    if rows >= height:
+        return Image.fromarray(strip(0, height))
+    whole = Image.new(mode, (width, height))
+    for top in range(0, height, rows):
+        whole.paste(Image.fromarray(strip(top, min(top + rows, height))), (0, top))
+    return whole
 
 
 def _over_white(rgba: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -95,7 +95,10 @@ def _load_one(
             considered.append(Considered(variant.name, False, str(error)))
             continue
         considered.append(Considered(variant.name, True, suited.reason))
-        left = [Considered(other.variant.name, False, other.reason) for other in ranked[place + 1 :]]
+        left = [
+            Considered(other.variant.name, False, f"{variant.name} goes before it; {other.reason}")
+            for other in ranked[place + 1 :]
+        ]
         names = {one.variant.name for one in ranked}
         others = [v.name for v in bundle.manifest.variants if v.name not in names]
         why = "another one was asked for" if wanted is not None else f"{name} refuses its kind"
@@ -121,8 +124,8 @@ def _open_and_test(
         if self_test == "cached" and entry is not None and (found := _recall(entry)) is not None:
             return loaded, *found
         result = run_self_test(loaded, bundle.golden_of(suited.variant), suited.variant.golden)
-        execution = _execution(loaded, suited, entry)
-        check_plan(suited, execution, name)
+        execution = _execution(loaded, suited, options)
+        check_plan(suited, execution, name, on_accelerator=options.dla_core is not None)
         if entry is not None:
             # A cache that cannot be written costs the next start a self-test, and nothing else.
             with contextlib.suppress(OSError):
@@ -139,12 +142,12 @@ def _open_and_test(
     return loaded, execution, {"when": "now", **dataclasses.asdict(result)}
 
 
-def _execution(loaded: OpenedEngine, suited: Suited, entry: Entry | None) -> Execution:
+def _execution(loaded: OpenedEngine, suited: Suited, options: EngineOptions) -> Execution:
     """Ask the engine what it runs where something was planned; asking costs a second load in some."""
     plan = suited.variant.model.plan
-    if not plan.int8_ops and not plan.dla_share:
+    if not plan.int8_ops and not plan.dla_share and options.dla_core is None:
         return Execution(loaded.info.provider, note="the bundle plans neither INT8 nor an accelerator")
-    return loaded.execution(None if entry is None else entry.make())
+    return loaded.execution()
 
 
 def _entry(bundle: Bundle, loaded: OpenedEngine, suited: Suited, cache: Path | None) -> Entry | None:

@@ -30,8 +30,8 @@ _CHILDREN: dict[str, dict[int, str]] = {
     "Tensor": {},
 }
 _DATA_TYPE, _EXTERNAL_DATA, _DATA_LOCATION = 2, 13, 14
-_FLOAT8 = range(17, 21)  # E4M3 and E5M2, each in two kinds
 _DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 10: "float16", 11: "float64"}
+_DTYPES |= dict.fromkeys(range(17, 21), "float8")  # E4M3 and E5M2, each in two kinds
 _DEEPEST = 64
 
 
@@ -98,20 +98,21 @@ def count_operators(data: bytes, *, where: str) -> Counter[str]:
     return counts
 
 
-def holds_float8(data: bytes, *, where: str) -> bool:
-    """Tell whether a weight or a zero point of the main graph is an 8-bit float.
+def stored_types(data: bytes, *, where: str) -> frozenset[str]:
+    """Give the types of the main graph's weights and zero points: float32, int8, float8 and so on.
 
     Raises:
         BundleError: Not an ONNX model.
     """
     try:
-        return any(
-            dict(_fields(_block(tensor))).get(_DATA_TYPE) in _FLOAT8
+        codes = {
+            dict(_fields(_block(tensor))).get(_DATA_TYPE)
             for number, graph in _fields(memoryview(data))
             if number == 7
             for kind, tensor in _fields(_block(graph))
             if kind == 5
-        )
+        }
+        return frozenset(_DTYPES.get(code, f"type {code}") for code in codes if isinstance(code, int))
     except _Malformed as error:
         _refuse(where, f"it is no ONNX model: {error}")
 

@@ -170,7 +170,13 @@ class Runner:
         return on_cpu and info.threads is None and default_workers() > 1
 
     def _is_prepared(self, source: object) -> bool:
-        return isinstance(source, np.ndarray) and source.shape == (self.spec.height, self.spec.width, 3)
+        """Tell whether `prepare` would give it back: the same condition, but for its dtype."""
+        spec = self.spec
+        return (
+            isinstance(source, np.ndarray)
+            and source.shape == (spec.height, spec.width, 3)
+            and spec.crop_fraction == 1.0
+        )
 
     def _numbered(self, images: Many, index: int) -> npt.NDArray[np.uint8]:
         try:

@@ -110,8 +110,8 @@ def kind_of(variant: Variant) -> str:
     return _FP16 if precision in ("float16", "fp16") else _FP32
 
 
-def check_plan(suited: Suited, execution: Execution, engine: str) -> None:
-    """Hold what an engine says it runs to what the bundle planned.
+def check_plan(suited: Suited, execution: Execution, engine: str, *, on_accelerator: bool = False) -> None:
+    """Hold what an engine says it runs to what the bundle planned, and the caller asked for.
 
     Where the variant is only the best of a poor choice, such as TensorRT's INT8 on a CPU, no plan holds; that
     is said in the reason for taking it.
@@ -129,6 +129,12 @@ def check_plan(suited: Suited, execution: Execution, engine: str) -> None:
                 f"{execution.int8_ops}; the others fell back to float. Use another engine or build for this one"
             )
             raise FallbackError(msg)
+    if on_accelerator and execution.dla_layers == 0:
+        msg = (
+            f"{where}: expected layers on the accelerator that dla_core asks for, found none; all "
+            f"{execution.layers} fell back to the GPU. Leave dla_core out, or build for the accelerator"
+        )
+        raise FallbackError(msg)
     if plan.dla_share and engine == "tensorrt":
         share = (execution.dla_layers or 0) / max(execution.layers or 1, 1)
         if share < plan.dla_share:

@@ -120,6 +120,7 @@ def test_a_whole_board_lacks_nothing_to_run_its_target_and_says_why_it_is_no_oth
     here = python(f"{modules[0]}.12", tensorrt=SEEN[name][2], onnxruntime="1.20")
     found = diagnose(find(target), here, system)
     assert found.run == ()
+    assert "NVIDIA builds for this JetPack" in engines(here, system)["ort-cuda"]["reason"]
     later = diagnose(find(target), here, dataclasses.replace(system, jetpack="9.1")).run
     assert [lack.what.rsplit(";", 1)[1].split(":")[0].strip() for lack in later] == ["this is 9.1"]
     assert [lack.install for lack in found.build][-1] == "" and "x86-64 only" in found.build[-1].what
@@ -158,6 +159,33 @@ def test_what_a_board_lacks_comes_with_the_line_that_brings_it(
     found = diagnose(find("jetson"), here, read_system(root, "aarch64"))
     matching = [lack for lack in found.run if what in lack.what]
     assert matching and install in matching[0].install, found.run
+
+
+def test_a_module_for_a_python_that_is_too_old_is_no_way(tmp_path: Path) -> None:
+    """JetPack 5 has Python 3.8, which this project does not run on: no line could help."""
+    system = read_system(board(tmp_path, **TREES["jetpack 5"]), "aarch64")
+    (lack,) = diagnose(find("jetson-xavier"), python("3.10.12", onnxruntime="1.20"), system).run
+    assert lack.install == ""
+    assert "for 3.10 or later; this JetPack's is for 3.8: use the engine ort-cpu" in lack.what
+
+
+@pytest.mark.parametrize(
+    ("release", "line"),
+    [
+        ('NAME="Ubuntu"\nID=ubuntu\n', "sudo ubuntu-drivers install"),
+        ('ID="debian"\nVERSION_ID="12"\n', "sudo apt-get install -y nvidia-driver"),
+        ("ID=fedora\n", ""),
+        ("", ""),
+    ],
+)
+def test_the_driver_comes_as_the_system_brings_it(release: str, line: str, tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/os-release").write_text(release)
+    system = read_system(tmp_path, "x86_64")
+    (lack,) = [
+        lack for lack in diagnose(find("desktop-rtx"), python("3.11.9"), system).run if "driver" in lack.what
+    ]
+    assert lack.install == line
 
 
 def desktop(root: Path) -> System:

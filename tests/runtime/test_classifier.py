@@ -42,6 +42,25 @@ def test_a_view_of_an_array_is_as_good_as_a_copy_and_stays_as_it_was(
             assert np.array_equal(view, before)
 
 
+@pytest.mark.parametrize("crop_fraction", [1.0, 0.5])
+def test_one_image_is_prepared_alike_however_it_comes(
+    crop_fraction: float, tiny: Any, tmp_path: Path
+) -> None:
+    """An array of the network's size is the network's input only where nothing is cropped."""
+    spec = PreprocessSpec(8, 8, "crop", crop_fraction)
+    place = write_bundle(tmp_path / "b", dataclasses.replace(tiny.draft, preprocess=spec), tiny.files)
+    array = np.random.default_rng(3).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    image = Image.fromarray(array)
+    image.save(tmp_path / "a.png")
+    with Classifier.load(place, threads=1) as classifier:
+        one = classifier.predict(array)
+        for many in ([array], [array, array], array[None], [image], [tmp_path / "a.png"]):
+            assert classifier.predict(many)[0] == one
+        assert next(iter(classifier.stream([array]))) == one
+        assert classifier.predict(tmp_path / "a.png") == one
+        assert np.array_equal(classifier.embed(array), classifier.embed([image])[0])
+
+
 @pytest.mark.parametrize("kind", ["folder", "archive", "open"])
 def test_load_and_predict(kind: str, folder: Path, archive: Path, tiny: Any) -> None:
     source = {"folder": folder, "archive": str(archive), "open": Bundle.open(folder)}[kind]

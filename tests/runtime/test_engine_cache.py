@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vlkd_runtime import atomic
 from vlkd_runtime.engines.base import EngineOptions
 from vlkd_runtime.engines.building import engine_identity, get_engine
 from vlkd_runtime.engines.cuda import Gpu
@@ -101,6 +104,25 @@ def test_an_engine_that_does_not_load_is_built_again_once(tiny: Any, built: Any,
     assert len(built) == 3
 
 
+def test_a_full_cache_costs_a_build_and_nothing_else(
+    tiny: Any, built: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = EngineOptions(cache=prepare_cache(tmp_path / "c"))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(atomic, "write_bytes", full)
+    engine, _, _ = open_fake(tiny, options)
+    assert engine.built.how.endswith("and not kept: No space left on device")
+    engine.close()
+    monkeypatch.setattr(Entry, "make", full)
+    engine, _, _ = open_fake(tiny, options)
+    assert engine.built.how == "built, because the cache cannot be written: No space left on device"
+    assert engine.folder is None
+    engine.close()
+
+
 def test_the_timing_cache_is_kept_for_other_models(tiny: Any, built: Any, tmp_path: Path) -> None:
     cache = prepare_cache(tmp_path / "c")
     gpu = Gpu("Fake Orin", "8.7", True, True, "12.6")
@@ -116,7 +138,7 @@ def test_caches_that_others_can_write_are_refused(tmp_path: Path, monkeypatch: p
     place = tmp_path / "c"
     place.mkdir(mode=0o777)
     place.chmod(0o777)
-    with pytest.raises(ConfigError, match=r"only its owner can write to, found mode 777 .*chmod go-w"):
+    with pytest.raises(ConfigError, match=r"nobody else can write to, found mode 777 .*chmod go-w"):
         prepare_cache(place)
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match="cannot make the cache folder"):
@@ -124,6 +146,15 @@ def test_caches_that_others_can_write_are_refused(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("VLKD_CACHE", str(place))
     with pytest.raises(ConfigError, match="chmod"):
         default_cache()
+    for relative in ("some/cache", "~/cache"):
+        monkeypatch.setenv("VLKD_CACHE", relative)
+        with pytest.raises(ConfigError, match=f"VLKD_CACHE: expected an absolute path, found '{relative}'"):
+            default_cache()
+    place.chmod(0o700)
+    with monkeypatch.context() as other:
+        other.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        with pytest.raises(ConfigError, match=r"found mode 700 .*set VLKD_CACHE to a folder of user"):
+            prepare_cache(place)
     monkeypatch.delenv("VLKD_CACHE")
     monkeypatch.setenv("CACHE_DIRECTORY", f"{tmp_path / 'service'}:{tmp_path / 'other'}")
     assert default_cache() == tmp_path / "service"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -77,3 +78,30 @@ def test_a_bundle_is_checked_without_an_engine(folder: Path) -> None:
 @pytest.mark.parametrize("name", vlkd_runtime.__all__)
 def test_the_face_is_there(name: str) -> None:
     assert getattr(vlkd_runtime, name).__doc__
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_onnx_runtime_sends_nothing_and_leaves_nothing(asked: bool, folder: Path, tmp_path: Path) -> None:
+    """Its own import would, since 1.29: a database in the user's home, and a server's name looked up."""
+    code = (
+        "import numpy, vlkd_runtime\n"
+        f"with vlkd_runtime.Classifier.load({str(folder)!r}, threads=1, cache=None) as classifier:\n"
+        "    classifier.predict(numpy.zeros((9, 9), numpy.uint8))\n"
+        if asked
+        else "import vlkd_compress, onnxruntime\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key not in _WHERE}
+    home = tmp_path / "home"
+    home.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**environment, "HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert not [path for path in home.rglob("*") if path.is_file()]
+
+
+_WHERE = ("XDG_CACHE_HOME", "ORT_DISABLE_TELEMETRY", "VLKD_CACHE")

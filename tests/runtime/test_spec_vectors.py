@@ -106,12 +106,12 @@ def test_preprocessing(case: str) -> None:
 
 def test_there_are_as_many_cases_as_were_made() -> None:
     assert len(cases()) == 11
-    assert len(list((SPEC / "decode").glob("*.png"))) == 10
+    assert len(list((SPEC / "decode").glob("*.png"))) == 17
 
 
-def read_png(data: bytes) -> tuple[list[bytes], int, int, int]:
-    """Rows of raw bytes (no filters are in use), colour type, bytes a pixel, EXIF orientation."""
-    position, body, orientation = 8, b"", 1
+def read_png(data: bytes) -> tuple[list[bytes], int, int, int, dict[bytes, bytes]]:
+    """Rows of raw bytes (no filters are in use), colour type, depth, EXIF orientation, palette and transparency."""
+    position, body, orientation, more = 8, b"", 1, {b"PLTE": b"", b"tRNS": b""}
     width = height = depth = colour = 0
     while position < len(data):
         length, kind = struct.unpack(">I4s", data[position : position + 8])
@@ -122,29 +122,45 @@ def read_png(data: bytes) -> tuple[list[bytes], int, int, int]:
             orientation = struct.unpack(">H", content[18:20])[0]
         elif kind == b"IDAT":
             body += content
+        elif kind in more:
+            more[kind] = content
         position += 12 + length
-    step = depth // 8 * {0: 1, 2: 3, 6: 4}[colour]
     raw = zlib.decompress(body)
-    size = width * step + 1
+    size = width * depth // 8 * CHANNELS[colour] + 1
     assert all(raw[row * size] == 0 for row in range(height))
-    return [raw[row * size + 1 : (row + 1) * size] for row in range(height)], colour, step, orientation
+    return [raw[row * size + 1 : (row + 1) * size] for row in range(height)], colour, depth, orientation, more
+
+
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+
+
+def over_white(colour: tuple[int, ...], alpha: int) -> tuple[int, ...]:
+    return tuple((c * alpha + 255 * (255 - alpha) + 127) // 255 for c in colour)
+
+
+def pixel(part: bytes, colour: int, depth: int, more: dict[bytes, bytes]) -> tuple[int, ...]:
+    clear = more[b"tRNS"]
+    if colour == 3:
+        index = part[0]
+        alpha = clear[index] if index < len(clear) else 255
+        return over_white(tuple(more[b"PLTE"][3 * index : 3 * index + 3]), alpha)
+    if clear and clear == (part if depth == 16 else b"".join(b"\0" + bytes([c]) for c in part)):
+        return (255, 255, 255)
+    if depth == 16 and colour == 0:
+        return (((part[0] << 8 | part[1]) + 128) // 257,) * 3
+    values = tuple(part[::2]) if depth == 16 else tuple(part)
+    if colour in (4, 6):
+        *values, alpha = values  # type: ignore[assignment]
+        values = over_white(tuple(values), alpha)
+    return values * 3 if len(values) == 1 else values
 
 
 def decoded(data: bytes) -> Any:
-    rows, colour, step, orientation = read_png(data)
-    pixels: Any = []
-    for row in rows:
-        line: list[tuple[int, ...]] = []
-        for x in range(0, len(row), step):
-            part = row[x : x + step]
-            if colour == 0:
-                line.append((((part[0] << 8 | part[1]) + 128) // 257,) * 3)
-            elif colour == 6:
-                a = part[3]
-                line.append(tuple((c * a + 255 * (255 - a) + 127) // 255 for c in part[:3]))
-            else:
-                line.append(tuple(part))
-        pixels.append(line)
+    rows, colour, depth, orientation, more = read_png(data)
+    step = depth // 8 * CHANNELS[colour]
+    pixels: Any = [
+        [pixel(row[x : x + step], colour, depth, more) for x in range(0, len(row), step)] for row in rows
+    ]
     mirrored = lambda p: [row[::-1] for row in p]  # noqa: E731
     flipped = lambda p: p[::-1]  # noqa: E731
     turn = {

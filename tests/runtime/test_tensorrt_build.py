@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from vlkd_runtime.engines import building
 from vlkd_runtime.engines.base import EngineOptions
@@ -44,7 +47,9 @@ class Version:
 @pytest.mark.parametrize(
     ("version", "flags", "dla", "typed", "expected"),
     [
-        pytest.param("8.5.2", OldFlags, None, True, 1, id="8"),
+        pytest.param("8.6.2", OldFlags, None, False, 1, id="8"),
+        pytest.param("8.6.2", OldFlags, 0, False, 1, id="8-dla"),
+        pytest.param("1.7.1", Flags, None, True, 9, id="rtx"),
         pytest.param("10.3.0", Flags, None, True, 8, id="10"),
         pytest.param("10.7.0", Flags, 0, False, 0, id="10-dla"),
         pytest.param("11.4.0.106", Flags, None, True, 8, id="11"),
@@ -71,7 +76,7 @@ class Config:
         self.pool = (pool, size)
 
 
-@pytest.mark.parametrize(("version", "flags"), [("10.7.0", [2, 0, 1]), ("11.4.1", [2])])
+@pytest.mark.parametrize(("version", "flags"), [("10.7.0", [0, 1, 2]), ("11.4.1", [2])])
 def test_accelerators(version: str, flags: list[int]) -> None:
     builder = type("Builder", (), {"num_DLA_cores": 1})()
     config: Any = Config()
@@ -80,6 +85,22 @@ def test_accelerators(version: str, flags: list[int]) -> None:
     assert (config.flags, config.default_device_type, config.DLA_core, config.pool) == (flags, 1, 0, (0, 99))
     problem = configure(Version(version), builder, Config(), {**request, "dla_core": 1})
     assert problem == "expected a deep learning accelerator with number 1, found 1 of them"
+
+
+def test_types_that_no_graph_dictates_are_those_it_holds(tiny: Any) -> None:
+    """TensorRT 8 builds what a flag allows, whatever the graph says; 10 is told nothing."""
+    request = {"weak_types": ["FP16", "INT8"]}
+    for version, flags in (("8.6.2", [0, 1]), ("10.7.0", []), ("1.7.1", [])):
+        config: Any = Config()
+        assert configure(Version(version), None, config, request) == ""
+        assert config.flags == flags
+    assert building.weak_types(tiny.files["model.onnx"], EngineOptions()) == []
+    assert building.weak_types(tiny.files["model.onnx"], EngineOptions(dla_core=0)) == ["FP16"]
+    int8 = onnx.load_model_from_string(tiny.files["model.onnx"])
+    int8.graph.initializer.append(numpy_helper.from_array(np.zeros((), np.int8), "zero_point"))
+    int8.graph.initializer.append(numpy_helper.from_array(np.zeros((), np.float16), "half"))
+    assert building.weak_types(int8.SerializeToString(), EngineOptions()) == ["FP16", "INT8"]
+    assert building.weak_types(b"no model", EngineOptions()) == []
 
 
 @pytest.mark.parametrize("sparse", [False, True])

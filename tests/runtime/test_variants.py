@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +23,7 @@ from vlkd_runtime.engines.base import EngineOptions, Execution
 from vlkd_runtime.errors import BundleError, ConfigError, FallbackError, SelfTestError, UnavailableError
 from vlkd_runtime.manifest import GoldenTolerance, Plan, PrebuiltEngine, Variant
 from vlkd_runtime.variants import Suited, check_plan, kind_of, rank_variants
+from vlkd_runtime.verify import verify
 
 EXACT = GoldenTolerance(0.9999, 0.01)
 
@@ -172,23 +178,79 @@ def test_the_plan(engine: str, plan: Plan, execution: Execution, match: str | No
             check_plan(suited, execution, engine)
 
 
+@pytest.mark.parametrize("layers", [Execution("p", 9, 0, 1), Execution("p", note="names of its layers only")])
+def test_an_accelerator_that_was_asked_for_is_used_or_nothing(layers: Execution, tiny: Any) -> None:
+    suited = Suited(described(tiny, "float16"), "", True)
+    check_plan(suited, layers, "tensorrt", on_accelerator=True)
+    with pytest.raises(FallbackError, match="that dla_core asks for, found none; all 9 fell back to the GPU"):
+        check_plan(suited, Execution("p", 9, 0, 0), "tensorrt", on_accelerator=True)
+    check_plan(suited, Execution("p", 9, 0, 0), "tensorrt")
+
+
+def test_engines_without_accelerators_do_not_take_one(folder: Path) -> None:
+    options = EngineOptions(dla_core=0)
+    for engine in ("ort-cpu", "auto"):
+        with pytest.raises(UnavailableError, match="dla_core asks for an accelerator"):
+            open_engine(folder / "model.onnx", engine=engine, options=options)
+
+
 def test_a_poor_choice_has_no_plan_to_keep(tiny: Any) -> None:
     suited = Suited(described(tiny, "int8", "tensorrt-qdq", plan=Plan(5)), "", False)
     check_plan(suited, Execution("p", 9, 0), "ort-cpu")
 
 
-def test_a_plan_that_onnx_runtime_does_not_keep_is_refused(tiny: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_plan_that_onnx_runtime_does_not_keep_is_refused(
+    in_memory: bool, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The fixture's graph is float; a manifest that promises INT8 is found out from the rewritten graph."""
     model = dataclasses.replace(tiny.draft.model, precision="int8", dialect="onnxruntime", plan=Plan(1))
     place = write_bundle(tmp_path / "b", dataclasses.replace(tiny.draft, model=model), tiny.files)
-    cache = tmp_path / "cache"
-    with pytest.raises(FallbackError, match="expected 1 convolutions and linear layers in INT8, found 0"):
-        Classifier.load(place, threads=1, cache=cache)
-    assert not list(cache.rglob("*.onnx"))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    if not in_memory:
+        monkeypatch.delattr(os, "memfd_create", raising=False)
+    for cache in (tmp_path / "cache", None):
+        with pytest.raises(FallbackError, match="expected 1 convolutions and linear layers in INT8, found 0"):
+            Classifier.load(place, threads=1, cache=cache)
+    report = verify(place, engine="ort-cpu")
+    assert not report.ok
+    assert "fell back to float" in report.checks[-1].detail
+    assert not list(tmp_path.rglob("*.onnx.*")) and not list(scratch.iterdir())
+
+
+def test_a_graph_that_can_be_written_nowhere_is_told(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = dataclasses.replace(tiny.draft.model, precision="int8", dialect="onnxruntime", plan=Plan(1))
+    place = write_bundle(tmp_path / "b", dataclasses.replace(tiny.draft, model=model), tiny.files)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "memfd_create", full)
     with Classifier.load(place, threads=1, cache=None) as classifier:
         assert classifier.selection is not None
         assert classifier.selection.execution is not None
-        assert "no cache folder" in classifier.selection.execution.note
+        assert "cannot be written: No space left" in classifier.selection.execution.note
+
+
+def test_many_processes_may_load_one_bundle_at_once(tiny: Any, tmp_path: Path) -> None:
+    model = dataclasses.replace(tiny.draft.model, precision="int8", dialect="onnxruntime", plan=Plan(1))
+    place = write_bundle(tmp_path / "b", dataclasses.replace(tiny.draft, model=model), tiny.files)
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom vlkd_runtime import Classifier\n"
+        "from vlkd_runtime.errors import FallbackError\n"
+        "for _ in range(20):\n"
+        "    try:\n        Classifier.load(sys.argv[1], cache=Path(sys.argv[2]), threads=1)\n"
+        "    except FallbackError:\n        continue\n    sys.exit('loaded')\n"
+    )
+    command = [sys.executable, "-c", code, str(place), str(tmp_path / "cache")]
+    children = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    for child in children:
+        assert child.communicate(timeout=100)[1] == ""
+        assert child.returncode == 0
 
 
 def version_one(folder: Path) -> bytes:

@@ -106,7 +106,9 @@ def _print_answers(answers: list[dict[str, Any]]) -> None:
         if "error" in answer:
             err.print(f"error: {answer['error']}", style="red", markup=False, soft_wrap=True)
             continue
-        others = ", ".join(f"{entry['label']} {entry['probability']:.1%}" for entry in answer["top"][1:])
+        # What is not known is still likest to something.
+        rest = answer["top"][1:] if answer["known"] else answer["top"]
+        others = ", ".join(f"{entry['label']} {entry['probability']:.1%}" for entry in rest)
         line = f"{answer['image']}: {answer['label']} {answer['probability']:.1%}" + (
             f"  ({others})" if others else ""
         )
@@ -205,6 +207,9 @@ def targets(
             f"{target.memory_gib:g} GiB",
         )
     stdout().print(table)
+    stdout().print(
+        "precisions, dialect, student, rails and notes of one: vlkd-edge targets NAME", highlight=False
+    )
 
 
 def doctor(

@@ -156,12 +156,8 @@ class OpenedEngine(Engine, Protocol):
         """Give all that its answers depend on beside the bundle: versions, device, driver, options."""
         ...
 
-    def execution(self, folder: Path | None) -> Execution:
-        """Say what really runs.
-
-        Args:
-            folder: Where the engine may write while it finds out; None where it may not.
-        """
+    def execution(self) -> Execution:
+        """Say what really runs."""
         ...
 
 

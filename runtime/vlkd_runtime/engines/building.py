@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError, UnavailableError
+from ..onnxfile import stored_types
 from ..strictjson import JsonValue
 from .base import EngineOptions
 from .cuda import Gpu
@@ -72,6 +73,8 @@ def engine_identity(
 def get_engine(model: bytes, identity: Mapping[str, str], options: EngineOptions, *, fresh: bool) -> Built:
     """Take the engine from the cache, or build it and keep it there.
 
+    A cache that cannot be written costs the next start a build, and nothing else.
+
     Args:
         model: The ONNX model.
         identity: What `engine_identity` gave.
@@ -83,13 +86,16 @@ def get_engine(model: bytes, identity: Mapping[str, str], options: EngineOptions
         UnavailableError: The build crashed, ran out of time or of memory.
     """
     if options.cache is None:
-        plan, _, answer = run_build(model, b"", identity["module"], options)
-        return Built(plan, _sha256(plan), None, "built, because there is no cache folder", answer)
+        return _built_for_once(model, identity, options, "there is no cache folder")
     entry = Entry.of(options.cache, identity)
     # What was timed belongs to the GPU and to TensorRT, whichever the model.
     shared = {key: value for key, value in identity.items() if key != "model"}
     timings = Entry.of(options.cache, shared)
-    with entry.lock():
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(entry.lock())
+        except OSError as error:
+            return _built_for_once(model, identity, options, f"the cache cannot be written: {error.strerror}")
         found, why = (None, "the cached one did not work") if fresh else entry.read(ENGINE)
         if found is not None:
             return Built(found, _sha256(found), entry.folder, "found in the cache", {})
@@ -100,10 +106,31 @@ def get_engine(model: bytes, identity: Mapping[str, str], options: EngineOptions
             "layers": int(answer.get("layers", 0)),
             "timing": str(answer.get("timing")),
         }
-        entry.write(ENGINE, plan, note)
-        if timed:
-            timings.write(TIMING, timed)
+        try:
+            entry.write(ENGINE, plan, note)
+            if timed:
+                timings.write(TIMING, timed)
+        except OSError as error:
+            why += f", and not kept: {error.strerror}"
     return Built(plan, _sha256(plan), entry.folder, f"built, because {why}", answer)
+
+
+def _built_for_once(model: bytes, identity: Mapping[str, str], options: EngineOptions, why: str) -> Built:
+    plan, _, answer = run_build(model, b"", identity["module"], options)
+    return Built(plan, _sha256(plan), None, f"built, because {why}", answer)
+
+
+def weak_types(model: bytes, options: EngineOptions) -> list[str]:
+    """Give the types that a build may use where it does not take them from the graph: those that the graph holds.
+
+    An accelerator computes in nothing wider than float16.
+    """
+    try:
+        stored = stored_types(model, where="the model")
+    except BundleError:
+        return []  # TensorRT's parser says what is wrong with it
+    half = "float16" in stored or options.dla_core is not None
+    return ["FP16"] * half + ["INT8"] * ("int8" in stored)
 
 
 def run_build(
@@ -136,7 +163,7 @@ def run_build(
         "module": module,
         "dla_core": options.dla_core,
         "workspace_bytes": options.workspace_bytes,
-        "weak_types": ["FP16", "INT8"],
+        "weak_types": weak_types(model, options),
         "sparse_weights": options.sparse_weights,
     }
     stream = io.BytesIO()

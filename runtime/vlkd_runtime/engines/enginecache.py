@@ -33,8 +33,14 @@ def default_cache() -> Path | None:
 
     Returns:
         The folder, made if needed; None where there is none that can be written.
+
+    Raises:
+        ConfigError: One was named that is relative or cannot be used.
     """
     own = os.environ.get(VARIABLE) or os.environ.get("CACHE_DIRECTORY", "").partition(":")[0]
+    if own and not Path(own).is_absolute():
+        msg = f"{VARIABLE}: expected an absolute path, found {own!r}; nothing is expanded in it"
+        raise ConfigError(msg)
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111  (it never raises)
     path = Path(own) if own else Path(base) / "vlkd-edge"
     if not path.is_absolute():
@@ -61,9 +67,11 @@ def prepare_cache(path: Path) -> Path:
         msg = f"{path}: cannot make the cache folder: {error.strerror}; set {VARIABLE} to another place"
         raise ConfigError(msg) from error
     if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        own = status.st_uid == os.geteuid()
+        remedy = f"run: chmod go-w {path}" if own else f"set {VARIABLE} to a folder of user {os.geteuid()}"
         msg = (
-            f"{path}: expected a cache folder that only its owner can write to, found mode "
-            f"{stat.S_IMODE(status.st_mode):o} of user {status.st_uid}; run: chmod go-w {path}"
+            f"{path}: expected a cache folder of this user that nobody else can write to, found mode "
+            f"{stat.S_IMODE(status.st_mode):o} of user {status.st_uid}; {remedy}"
         )
         raise ConfigError(msg)
     if not os.access(path, os.W_OK | os.X_OK):

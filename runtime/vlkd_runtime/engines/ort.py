@@ -10,7 +10,10 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import BundleError, DataError, SelfTestError, UnavailableError, UsageError
-from ..onnxfile import count_operators, holds_float8, keeps_weights_outside
+from ..onnxfile import count_operators, keeps_weights_outside, stored_types
+from ..ortimport import import_onnxruntime
 from .base import EngineInfo, EngineOptions, EngineOutput, Execution
 from .cuda import Cuda
 from .enginecache import cpu_identity
@@ -80,11 +84,14 @@ class OrtEngine:
         # From bytes, ONNX Runtime would look for other files in the current folder.
         try:
             outside = keeps_weights_outside(data, where=self._where)
-            self._float8 = holds_float8(data, where=self._where)
+            self._float8 = "float8" in stored_types(data, where=self._where)
         except BundleError as error:
             raise self._refusal(str(error)) from error
         if outside:
             self._refuse("it keeps weights in other files; save it as one file")
+        if options.dla_core is not None:
+            msg = f"engine {name}: dla_core asks for an accelerator, which tensorrt alone can run on; leave it out"
+            raise UnavailableError(msg)
         self.folder: Path | None = None
         self._data: bytes | None = data
         self._options = options
@@ -143,19 +150,19 @@ class OrtEngine:
             raise SelfTestError(msg) from error
         return EngineOutput(embedding, logits)
 
-    def execution(self, folder: Path | None) -> Execution:
-        """Count the operators of the graph as ONNX Runtime rewrote it; only the CPU's can be written out."""
+    def execution(self) -> Execution:
+        """Count the operators of the graph as ONNX Runtime rewrote it."""
         provider = self._flavour.provider
         if provider in (TENSORRT, TENSORRT_RTX):
             return Execution(provider, note="this provider compiles the graph whole and tells no layers")
-        if folder is None or self._data is None:
-            return Execution(provider, note="there is no cache folder to write the rewritten graph to")
-        path = folder / "optimized.onnx"
         try:
-            self._open(_import_onnxruntime(self._flavour), path)
-            counts = count_operators(path.read_bytes(), where=str(path))
-        finally:
-            path.unlink(missing_ok=True)
+            with _scratch() as path:
+                self._open(_import_onnxruntime(self._flavour), path)
+                counts = count_operators(path.read_bytes(), where="the rewritten graph")
+        except OSError as error:
+            return Execution(
+                provider, note=f"the rewritten graph cannot be written: {error.strerror or error}"
+            )
         return Execution(
             provider,
             layers=sum(counts.values()),
@@ -231,6 +238,20 @@ class OrtEngine:
         raise self._refusal(msg)
 
 
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    """Give a path to write to that is in memory where the system has such files, and gone afterwards everywhere."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("vlkd-graph")
+        try:
+            yield Path(f"/proc/self/fd/{descriptor}")
+        finally:
+            os.close(descriptor)
+        return
+    with tempfile.TemporaryDirectory(prefix="vlkd-graph-") as folder:
+        yield Path(folder) / "graph.onnx"
+
+
 def _provider_options(provider: str, options: EngineOptions) -> dict[str, str]:
     if provider == CPU:
         return {}
@@ -298,14 +319,13 @@ def _rtx_devices(ort: Any, flavour: Flavour) -> list[Any]:
 
 def _import_onnxruntime(flavour: Flavour) -> Any:
     try:
-        import onnxruntime
+        return import_onnxruntime()
     except ImportError as error:
         msg = (
             f"engine {flavour.name}: expected the package onnxruntime, found none that can be imported "
             f"({error}); run: pip install 'vlkd-edge[ort]'"
         )
         raise UnavailableError(msg) from error
-    return onnxruntime
 
 
 def _read(path: Path) -> bytes:

@@ -128,9 +128,8 @@ class TensorRtEngine:
             self._give_back(context, whole=whole)
         return output
 
-    def execution(self, folder: Path | None) -> Execution:
+    def execution(self) -> Execution:
         """Ask TensorRT's engine inspector."""
-        del folder
         inspector = self._engine.create_engine_inspector()
         text = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
         return read_inspection(str(text), self._info.provider)

@@ -63,8 +63,12 @@ def build(
 
 
 def is_typed(trt: Any, request: dict[str, Any]) -> bool:
-    """Tell whether types come from the graph: always, but for the accelerators of TensorRT 10 and before."""
-    return request.get("dla_core") is None or major(trt) >= 11
+    """Tell whether types come from the graph: since TensorRT 10, and on accelerators since 11.
+
+    TensorRT for RTX counts its versions from 1 and takes them from nowhere else.
+    """
+    first_typed = 10 if request.get("dla_core") is None else 11
+    return not 7 <= major(trt) < first_typed
 
 
 def network_flags(trt: Any, *, typed: bool) -> int:
@@ -86,6 +90,9 @@ def configure(trt: Any, builder: Any, config: Any, request: dict[str, Any]) -> s
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(request["workspace_bytes"]))
     if request.get("sparse_weights"):
         config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
+    if not is_typed(trt, request):
+        for name in request.get("weak_types", ()):
+            config.set_flag(getattr(trt.BuilderFlag, name))
     core = request.get("dla_core")
     if core is None:
         return ""
@@ -95,9 +102,6 @@ def configure(trt: Any, builder: Any, config: Any, request: dict[str, Any]) -> s
     config.default_device_type = trt.DeviceType.DLA
     config.DLA_core = core
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
-    if not is_typed(trt, request):
-        for name in request.get("weak_types", ()):
-            config.set_flag(getattr(trt.BuilderFlag, name))
     return ""
 
 
