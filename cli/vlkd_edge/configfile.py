@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -174,6 +175,10 @@ def _check(config: Config) -> list[str]:
             "guard.rejection_points: expected images of absent classes in data.unknown, found no folder."
         )
     errors += _check_processes(config)
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", config.distill.device):
+        errors.append(
+            f"distill.device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', found '{config.distill.device}'."
+        )
     candidates = config.compress.candidates
     if len(set(candidates)) != len(candidates):
         errors.append(f"compress.candidates: expected each once, found {list(candidates)}.")

@@ -133,6 +133,7 @@ def class_disjoint(
     distill = config.distill.as_json()
     for name in ("method", "seed"):
         del distill[name]
+    distill.pop("device", None)
     return DisjointTable(
         cells=tuple(sorted(cells, key=lambda cell: (TEACHER, *plan.methods).index(cell.method))),
         command=command,

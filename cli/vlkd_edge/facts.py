@@ -114,7 +114,8 @@ def contract(
         usable: the train images that could be decoded; None before that is known.
         unseen: classes whose images are only measured on.
     """
-    how, readable = config.distill, images.train if usable is None else usable
+    how = dataclasses.replace(config.distill, method=method)
+    readable = images.train if usable is None else usable
     judges = source_holdout(readable, how.kept_back, how.seed)[1] if how.judges else ()
     counts = Counts(
         train=len(readable) - len(judges),
@@ -125,10 +126,13 @@ def contract(
     )
     nothing = method == "vlm-ood" and not how.asks_about_images
     views: TeacherViews = "none" if nothing else how.teacher_view
-    captions = dataclasses.replace(how, method=method).reads_captions
+    captions = how.reads_captions
     copied = config.student.arch == TEACHER
     held_out = config.data.held_out
-    return DataContract.of(method, sources, held_out, views, counts, unseen, captions, copied, how.weights)
+    aligned = how.align_weights if "align_weights" in how.used() else "last"
+    return DataContract.of(
+        method, sources, held_out, views, counts, unseen, captions, copied, how.weights, aligned
+    )
 
 
 @dataclass(frozen=True, slots=True)

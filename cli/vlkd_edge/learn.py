@@ -50,10 +50,14 @@ class Learning:
     def teacher(self) -> Teacher:
         """The teacher, loaded on first use."""
         if self._teacher is None:
-            from vlkd_distill import teacher_loading
+            from vlkd_distill import compute, teacher_loading
 
-            asked = self.config.teacher
-            self._teacher = teacher_loading.load(asked.model, self.workspace.cache, asked.query_budget)
+            asked, device = self.config.teacher, compute.device_of(self.config.distill.device)
+            if device != compute.CPU:
+                self.live.say(f"computing on {compute.describe(device)}")
+            self._teacher = teacher_loading.load(
+                asked.model, self.workspace.cache, asked.query_budget, device
+            )
         return self._teacher
 
     def open_clip_teacher(self, method: str) -> OpenClipTeacher:

@@ -165,6 +165,7 @@ def _table(
     distill = config.distill.as_json()
     for name in ("method", "seed", "processes"):
         del distill[name]
+    distill.pop("device", None)  # another one rounds otherwise, as another machine does
     return LeaveOutTable(
         cells=tuple(sorted(cells, key=lambda cell: (TEACHER, *plan.methods).index(cell.method))),
         command=command,

@@ -57,6 +57,7 @@ def vectors_for(
 
     def work(folder: Path) -> None:
         from vlkd_distill import checkpoints, pixels, prompt_learning
+        from vlkd_distill.compute import device_of
         from vlkd_distill.prompting import prompted_class_vectors
 
         images = pixels.PixelStore.open(store.folder, samples)
@@ -72,6 +73,7 @@ def vectors_for(
                 seed,
                 folder,
                 lambda stage, done, loss: advance(done, note=f"{stage}, loss {loss:.3f}"),
+                device_of(learning.config.distill.device),
             )
         prompted_class_vectors(prompted, all_names).save(folder / "class_vectors.safetensors")
         (folder / checkpoints.FILE).unlink(missing_ok=True)

@@ -25,9 +25,9 @@ def random_views(
     """Draw one random view of each image.
 
     Args:
-        pixels: ``(B, S, S, 3)`` uint8.
+        pixels: ``(B, S, S, 3)`` uint8; the views are computed where these are.
         how: the limits of the draw.
-        generator: source of randomness; the same state gives the same views.
+        generator: source of randomness, on the processor; the same state gives the same views.
         part: which images of a larger batch these are, and how many that has; views are drawn for all of it, so
             that each image has the view that it has in the whole batch.
 
@@ -36,7 +36,7 @@ def random_views(
     """
     images = pixels.permute(0, 3, 1, 2).float().div_(255.0)
     own, total = part or (slice(None), len(images))
-    crops = _crop_matrices(total, how, generator)[own]
+    crops = _crop_matrices(total, how, generator)[own].to(images.device)
     grid = F.affine_grid(crops, list(images.shape), align_corners=False)
     views = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     return _recolour(views, how, generator, own, total)
@@ -83,8 +83,8 @@ def _recolour(views: Tensor, how: Augmentation, generator: torch.Generator, own:
         ],
         1,
     )
-    matrix = (_YIQ_TO_RGB @ turn @ _RGB_TO_YIQ) * (brightness * contrast)[:, None, None]
-    luma = torch.einsum("bchw,c->b", views, _LUMA) / (views.shape[2] * views.shape[3])
-    offset = (1.0 - contrast) * brightness * luma
+    matrix = ((_YIQ_TO_RGB @ turn @ _RGB_TO_YIQ) * (brightness * contrast)[:, None, None]).to(views.device)
+    luma = torch.einsum("bchw,c->b", views, _LUMA.to(views.device)) / (views.shape[2] * views.shape[3])
+    offset = ((1.0 - contrast) * brightness).to(views.device) * luma
     mixed = torch.einsum("bij,bjhw->bihw", matrix, views) + offset[:, None, None, None]
     return mixed.clamp_(0.0, 1.0)

@@ -147,6 +147,7 @@ class DataContract:
         captions: whether captions of the training images are used.
         copied: whether the student starts as a copy of the teacher's image encoder, whatever the method.
         rule: which weights a training ends with.
+        aligned: which ones its first stage of two ends with.
     """
 
     method: str
@@ -160,6 +161,7 @@ class DataContract:
     captions: bool = False
     copied: bool = False
     rule: Rule = "last"
+    aligned: Rule = "last"
 
     def __post_init__(self) -> None:
         needs = describe(self.method)
@@ -192,6 +194,7 @@ class DataContract:
         captions: bool = False,
         copied: bool = False,
         rule: Rule = "last",
+        aligned: Rule = "last",
     ) -> DataContract:
         """The contract that a method asks for; one that asks no teacher has no views, whatever is given.
 
@@ -202,7 +205,7 @@ class DataContract:
         views: TeacherViews = teacher_views if needs.teacher_images else "none"
         domains = tuple(sources), tuple(held_out)
         used = needs.labels, needs.unlabelled_images
-        return cls(method, *domains, *used, views, counts, tuple(unseen), captions, copied, rule)
+        return cls(method, *domains, *used, views, counts, tuple(unseen), captions, copied, rule, aligned)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, with what the method asks for in words."""
@@ -210,8 +213,9 @@ class DataContract:
         for name in ("captions", "copied"):  # which earlier results do not have
             if not plain[name]:
                 del plain[name]
-        if self.rule == "last":
-            del plain["rule"]
+        for name in ("rule", "aligned"):
+            if plain[name] == "last":
+                del plain[name]
         return {"text": self.text} | plain
 
     @property
@@ -243,7 +247,8 @@ class DataContract:
             f"Training: {counts.train} images, domains {', '.join(self.sources) or 'none'}; "
             f"labels {_used(self.labels)}, unlabelled images {_used(self.unlabelled)}.{bad}",
             views,
-            f"Checkpoint chosen by {judges}: {_ENDS_WITH[self.rule]}.",
+            f"Checkpoint chosen by {judges}: {_ENDS_WITH[self.rule]}."
+            + (f" The first stage's: {_ENDS_WITH[self.aligned]}." if self.aligned != "last" else ""),
             f"Held out: {held_out}. Training, calibration and selection never open these images."
             if self.held_out
             else "Held out: no domain.",

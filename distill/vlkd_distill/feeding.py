@@ -5,12 +5,9 @@ Letters used in shapes: N images, B batch, D embedding size, V styles.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +16,7 @@ from torch import Tensor
 
 from .augment import random_views
 from .augmentation import Augmentation
+from .compute import CPU, autocast
 from .mapped import Ebb
 from .pixels import PixelStore
 from .processes import ALONE, Ring
@@ -70,7 +68,9 @@ class Feed:
         data: TrainingData,
         how: Augmentation | None = None,
         ring: Ring = ALONE,
+        device: torch.device = CPU,
     ) -> None:
+        self._device = device
         self._method, self._settings, self._data = method, settings, data
         self._how, self._ring = how or Augmentation(), ring
         self._labels = torch.from_numpy(data.store.labels)
@@ -91,8 +91,9 @@ class Feed:
         if len(drawn) and data.styled is not None:
             pixels[drawn] = data.styled.pixels[own_styles[drawn], own[drawn]]
         self._ebb.touch(2 * pixels.nbytes)
-        views = random_views(torch.from_numpy(pixels), self._how, generator, (part, len(rows)))
-        return views, Batch(self._labels[rows], self._target(views, at, styles), self._captions(at))
+        own_pixels = torch.from_numpy(pixels).to(self._device)
+        views = random_views(own_pixels, self._how, generator, (part, len(rows)))
+        return views, self._batch(rows, self._target(views, at, styles))
 
     def clean(self, rows: Tensor) -> Batch:
         """What the loss may look at besides cached features of the clean images."""
@@ -100,10 +101,18 @@ class Feed:
         if self._method.needs_teacher and self._data.embeddings is not None:
             target = torch.from_numpy(self._data.embeddings[rows.numpy()])
             self._ebb.touch(target.nbytes)
-        return Batch(self._labels[rows], target, self._captions(rows.numpy()))
+        return self._batch(rows, target)
 
-    def _captions(self, rows: npt.NDArray[np.int64]) -> Tensor | None:
-        return None if self._data.captions is None else torch.from_numpy(self._data.captions[rows])
+    def _batch(self, rows: Tensor, target: Tensor | None) -> Batch:
+        """What the loss may look at, where the outputs are."""
+        captions = self._data.captions
+        told = None if captions is None else torch.from_numpy(captions[rows.numpy()])
+        labels, *rest = (
+            tensor if tensor is None else tensor.to(self._device)
+            for tensor in (self._labels[rows], target, told)
+        )
+        assert labels is not None
+        return Batch(labels, *rest)
 
     def _styles(self, count: int, generator: torch.Generator) -> npt.NDArray[np.int64]:
         """Style of each view, -1 for the image as it is; draws nothing where there are no styles."""
@@ -121,7 +130,7 @@ class Feed:
         if not self._method.needs_teacher:
             return None
         if self._settings.teacher_view == "same_aug" and data.teacher is not None:
-            with autocast(self._settings):
+            with autocast(self._settings.precision, self._device):
                 return self._ring.join(data.teacher.embed_views(views), len(rows))
         if data.embeddings is None:
             return None
@@ -167,19 +176,3 @@ def epoch_rows(domains: Sequence[str], batch: int, generator: torch.Generator) -
 def steps_of(images: int, batch: int) -> int:
     """Batches of one epoch."""
     return math.ceil(images / batch)
-
-
-def autocast(settings: Settings) -> contextlib.AbstractContextManager[None]:
-    """bfloat16 where the settings allow it and this processor has it in hardware, float32 elsewhere."""
-    if settings.precision == "auto" and _fast_bfloat16():
-        return torch.autocast("cpu", torch.bfloat16)
-    return contextlib.nullcontext()
-
-
-@functools.cache
-def _fast_bfloat16() -> bool:
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "amx_bf16" in flags or "avx512_bf16" in flags

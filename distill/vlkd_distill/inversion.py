@@ -119,7 +119,8 @@ def invert(
     wanted = targets.repeat(settings.views, 1)
     for _ in range(settings.steps):
         images = paint(coefficients, envelope)
-        seen = teacher._encode(normalised(teacher, _views(images, settings, rng)))
+        views = _views(images, settings, rng).to(teacher.device)
+        seen = teacher._encode(normalised(teacher, views)).to(wanted.device)
         loss = (1 - (seen * wanted).sum(dim=1)).mean() + settings.smoothness * total_variation(images)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -36,6 +36,10 @@ class _ByOwnHead:
         self._vectors = torch.from_numpy(vectors.vectors.copy())
         self._scale = vectors.logit_scale
 
+    def to(self, device: torch.device) -> None:
+        """Compute there from now on."""
+        self._vectors = self._vectors.to(device)
+
     def outputs(self) -> int:
         """Class count C."""
         return len(self._vectors)
@@ -61,6 +65,10 @@ class _ByVectors:
         self._settings = settings
         self._vectors = torch.from_numpy(vectors.vectors.copy())
         self._scale = vectors.logit_scale
+
+    def to(self, device: torch.device) -> None:
+        """Compute there from now on."""
+        self._vectors = self._vectors.to(device)
 
     def outputs(self) -> int:
         """Embedding size D of the teacher."""

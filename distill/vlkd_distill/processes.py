@@ -22,6 +22,8 @@ from torch import Tensor
 
 from vlkd_runtime.errors import UnavailableError, first_line
 
+from .compute import CPU, backend_of
+
 _HOST = "127.0.0.1"
 
 
@@ -88,13 +90,19 @@ class _Join(torch.autograd.Function):
         return gradients[0][ctx.part], None, None
 
 
-def run(count: int, first: Callable[[Ring], None], others: Callable[[Ring], None]) -> None:
+def run(
+    count: int,
+    first: Callable[[Ring], None],
+    others: Callable[[Ring], None],
+    device: torch.device = CPU,
+) -> None:
     """Do the same work in ``count`` processes, of which this one is the first.
 
     Args:
         count: how many; with 1, the work is done here and nothing is started.
         first: the work, as this process does it.
         others: the same work for processes that are started anew, to whom it is handed as a pickle.
+        device: where the first one computes; with a GPU for each, gradients go from one to another directly.
 
     Raises:
         UnavailableError: another process failed; its own error is on standard error.
@@ -102,17 +110,17 @@ def run(count: int, first: Callable[[Ring], None], others: Callable[[Ring], None
     if count == 1:
         first(ALONE)
         return
-    port = _free_port()
+    port, backend = _free_port(), backend_of(device, count)
     # Forked children would share torch's threads and locks with this one, and hang.
     context = multiprocessing.get_context("spawn")
     started = [
-        context.Process(target=_other, args=(others, Ring(rank, count), port), daemon=True)
+        context.Process(target=_other, args=(others, Ring(rank, count), port, backend), daemon=True)
         for rank in range(1, count)
     ]
     for process in started:
         process.start()
     try:
-        with _connected(Ring(0, count), port):
+        with _connected(Ring(0, count), port, backend):
             first(Ring(0, count))
     except RuntimeError as error:  # torch's, also when a process that it waits for is gone
         for process in started:
@@ -130,15 +138,17 @@ def run(count: int, first: Callable[[Ring], None], others: Callable[[Ring], None
                 process.join()
 
 
-def _other(work: Callable[[Ring], None], ring: Ring, port: int) -> None:
-    with _connected(ring, port):
+def _other(work: Callable[[Ring], None], ring: Ring, port: int, backend: str) -> None:
+    with _connected(ring, port, backend):
         work(ring)
 
 
 @contextlib.contextmanager
-def _connected(ring: Ring, port: int) -> Iterator[None]:
+def _connected(ring: Ring, port: int, backend: str) -> Iterator[None]:
+    if backend == "nccl":
+        torch.cuda.set_device(ring.rank)
     dist.init_process_group(
-        "gloo", init_method=f"tcp://{_HOST}:{port}", rank=ring.rank, world_size=ring.count
+        backend, init_method=f"tcp://{_HOST}:{port}", rank=ring.rank, world_size=ring.count
     )
     try:
         yield

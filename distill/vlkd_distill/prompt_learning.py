@@ -26,6 +26,7 @@ from vlkd_runtime.errors import DataError
 from . import checkpoints, class_vectors, losses
 from .augment import clean_views, random_views
 from .augmentation import Augmentation
+from .compute import CPU
 from .losses import unit
 from .prompting import PromptedTeacher, TextTower, encode_images, normalised, takes_visual_prompts
 from .specs import PromptSettings
@@ -68,6 +69,7 @@ def learn_prompts(
     seed: int,
     folder: Path,
     on_step: OnStep = lambda *_: None,
+    device: torch.device = CPU,
 ) -> PromptedTeacher:
     """Learn a teacher's prompts from a few labelled images of each class.
 
@@ -84,6 +86,7 @@ def learn_prompts(
         seed: of the draw of images, of batches, views and noise.
         folder: where `FILE` and the checkpoint go.
         on_step: called as ``on_step("prompts", steps done, loss)``.
+        device: where to compute.
 
     Returns:
         The teacher with the average of the epochs' prompts; also written to ``folder / FILE``.
@@ -94,8 +97,8 @@ def learn_prompts(
     """
     _check_labels(images, labels, names)
     rows = few_shot(labels, settings.shots, seed)
-    lesson = _Lesson(teacher, images[rows], torch.from_numpy(labels[rows]), names, settings)
-    learner = _start(teacher, lesson.tower, settings, seed)
+    lesson = _Lesson(teacher, images[rows], torch.from_numpy(labels[rows]), names, settings, device)
+    learner = _start(teacher, lesson.tower, settings, seed).to(device)
     optimizer = torch.optim.SGD(
         learner.parameters(), settings.lr, momentum=0.9, weight_decay=settings.weight_decay
     )
@@ -120,7 +123,7 @@ def learn_prompts(
             on_step("prompts", 1, float(loss.detach()))
         learner.average(weights[epoch])
         checkpoints.save(folder, learner, optimizer, 0, epoch + 1)
-    averages = dict(learner.named_buffers())
+    averages = {name: tensor.cpu() for name, tensor in learner.named_buffers()}
     prompted = PromptedTeacher(teacher, averages["text_average"], averages.get("visual_average"))
     prompted.save(folder / FILE)
     return prompted
@@ -136,14 +139,19 @@ class _Lesson:
         labels: Tensor,
         names: Sequence[str],
         settings: PromptSettings,
+        device: torch.device,
     ) -> None:
-        self.tower = TextTower.of(teacher)
+        self.tower = TextTower.of(teacher, device)
         self._teacher, self._settings = teacher, settings
-        self._pixels, self._labels = torch.from_numpy(np.ascontiguousarray(images)), labels
+        self._visual = teacher.model_on(device).visual
+        self._pixels, self._labels = (
+            torch.from_numpy(np.ascontiguousarray(images)).to(device),
+            labels.to(device),
+        )
         endings = [f"{name.replace('_', ' ')}." for name in names]
         self._ids = self.tower.ids(endings, settings.tokens)
         frozen = class_vectors.compute(teacher, names, settings.templates)
-        self._frozen_text = torch.from_numpy(frozen.vectors.copy())
+        self._frozen_text = torch.from_numpy(frozen.vectors.copy()).to(device)
         self._views = Augmentation(min_area=settings.min_area, jitter=0.0, grayscale=0.0)
         self._cached: Tensor | None = None
         if not takes_visual_prompts(_visual(teacher)):
@@ -159,9 +167,7 @@ class _Lesson:
             assert learner.visual is not None
             views = random_views(self._pixels[rows], self._views, generator)
             frozen = self._teacher.embed_views(views)
-            image = unit(
-                encode_images(_visual(self._teacher), normalised(self._teacher, views), learner.visual)
-            )
+            image = unit(encode_images(self._visual, normalised(self._teacher, views), learner.visual))
         scale = self._teacher.logit_scale
         return prompt_loss(image, text, frozen, self._frozen_text, self._labels[rows], scale, self._settings)
 
@@ -244,7 +250,7 @@ def _start(teacher: OpenClipTeacher, tower: TextTower, settings: PromptSettings,
     text = noise(len(tower.owner.transformer.resblocks), embedding.shape[1])
     ids: Tensor = tower.tokenizer([settings.start])[0]
     words = ids[1 : int((ids == tower.tokenizer.eot_token_id).int().argmax())][: settings.tokens]
-    text[0, : len(words)] = embedding[words].detach()
+    text[0, : len(words)] = embedding[words.to(embedding.device)].detach().cpu()
     visual = _visual(teacher)
     if not takes_visual_prompts(visual):
         return _Learner(text, None)

@@ -31,6 +31,7 @@ from vlkd_runtime.tensorfile import read_tensors, write_tensors
 from vlkd_runtime.vectors import ClassVectors
 
 from . import class_vectors
+from .compute import CPU
 from .losses import unit
 from .teachers import OpenClipTeacher
 
@@ -62,13 +63,13 @@ class TextTower:
     tokenizer: Any
 
     @classmethod
-    def of(cls, teacher: OpenClipTeacher) -> TextTower:
-        """Find the text tower of a teacher.
+    def of(cls, teacher: OpenClipTeacher, device: torch.device = CPU) -> TextTower:
+        """Find the text tower of a teacher, on a device.
 
         Raises:
             ConfigError: it is no plain CLIP transformer with CLIP's own tokens.
         """
-        model: Any = teacher._model
+        model: Any = teacher.model_on(device)
         custom = hasattr(model, "text")
         owner = model.text if custom else model
         tokenizer = teacher._tokenizer
@@ -92,13 +93,13 @@ class TextTower:
             prompts: ``(J, n, w)``; the first layer's take the place of token embeddings, the others that
                 of the layer before's outputs. ``(J, N, n, w)`` where every text has its own.
         """
-        owner = self.owner
+        owner, ids = self.owner, ids.to(prompts.device)
         x = _with_context(owner.token_embedding(ids), prompts[0]) + owner.positional_embedding[: ids.shape[1]]
         for layer, block in enumerate(owner.transformer.resblocks):
             if 0 < layer < len(prompts):
                 x = _with_context(x, prompts[layer])
             x = block(x, attn_mask=self.mask)
-        pooled = owner.ln_final(x)[torch.arange(len(ids)), self._speakers(ids)]
+        pooled = owner.ln_final(x)[torch.arange(len(ids), device=ids.device), self._speakers(ids)]
         projection = owner.text_projection
         if projection is not None:
             pooled = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
@@ -238,7 +239,7 @@ class PromptedTeacher:
         if self.visual is None:
             return self.base.embed_images(images)
         batch = torch.stack([self.base._preprocess(image) for image in images])
-        return unit(encode_images(self.base._model.visual, batch, self.visual)).numpy()
+        return self._seen(batch.to(self.device)).cpu().numpy()
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> FloatArray:
@@ -263,14 +264,24 @@ class PromptedTeacher:
         """Embed augmented views ``(N, 3, H, W)``, float32 in 0 to 1: unit rows ``(N, D)``, no gradient."""
         if self.visual is None:
             return self.base.embed_views(views)
-        return unit(encode_images(self.base._model.visual, normalised(self.base, views), self.visual))
+        return self._seen(normalised(self.base, views))
+
+    @property
+    def device(self) -> torch.device:
+        """Where it embeds images."""
+        return self.base.device
+
+    def _seen(self, batch: Tensor) -> Tensor:
+        assert self.visual is not None
+        visual = self.base.model_on(batch.device).visual
+        return unit(encode_images(visual, batch, self.visual.to(batch.device)))
 
 
 def normalised(teacher: OpenClipTeacher, views: Tensor) -> Tensor:
     """Views ``(N, 3, H, W)`` in 0 to 1 as the teacher's image tower takes them, at its own size."""
     if tuple(views.shape[-2:]) != teacher.image_size:
         views = F.interpolate(views, teacher.image_size, mode="bilinear", antialias=True, align_corners=False)
-    return (views - teacher._mean) / teacher._std
+    return (views - teacher._mean.to(views.device)) / teacher._std.to(views.device)
 
 
 def prompted_class_vectors(teacher: PromptedTeacher, names: Sequence[str]) -> ClassVectors:

@@ -43,6 +43,10 @@ class Recovering:
         self.uses_styles: bool = method.uses_styles
         self.start: Start = method.start
 
+    def to(self, device: torch.device) -> None:
+        """Compute there from now on."""
+        self._method.to(device)
+
     def outputs(self) -> int:
         """Width of the student's head, which no recovery changes."""
         return self._method.outputs()

@@ -20,6 +20,7 @@ Pretrained = Literal["none", "hub", "package"]
 TeacherView = Literal["clean_cached", "same_aug"]
 MethodName = Literal["erm", "kd", "vl2v-adip", "vl2v-sd", "promptkd", "vlm-ood", "data-free", "vlkd"]
 Rule = Literal["last", "mean", "source-best", "swad"]
+JUDGING: frozenset[Rule] = frozenset({"source-best", "swad"})
 StyleName = Literal["grey", "pencil", "edges", "contours", "poster", "paint", "palette"]
 
 
@@ -65,10 +66,14 @@ class Settings:
         weights: which weights a training ends with: the ``last``, the ``mean`` over the second half's steps,
             those with the least loss on source images kept back (``source-best``), or ``swad``'s; see
             ``vlkd_distill.averaging``. No rule looks at a held-out domain.
+        align_weights: the same for the first stage of methods that align, so what the second one starts from:
+            ``source-best`` is VL2V's best single checkpoint.
         kept_back: share of the source images that ``source-best`` and ``swad`` judge by and do not train on.
         judgements: how often they do.
         seed: of batches and views.
         processes: how many share the work of each batch; the result is the same up to rounding.
+        device: ``auto`` computes on an NVIDIA GPU where torch has one; ``cpu``, ``cuda`` or ``cuda:N``. With several
+            processes each takes a GPU of its own, as far as there are.
     """
 
     method: MethodName = "vlkd"
@@ -101,15 +106,18 @@ class Settings:
     frozen_groups: int = 0
     precision: Literal["auto", "float32"] = "float32"
     weights: Rule = "last"
+    align_weights: Rule = "last"
     kept_back: float = 0.1
     judgements: int = 20
     seed: int = 0
     processes: int = 1
+    device: str = "auto"
 
     @property
     def judges(self) -> bool:
         """Whether source images are kept back to choose weights by."""
-        return self.weights in ("source-best", "swad")
+        aligned = self.align_weights in JUDGING and "align_epochs" in _READ[self.method]
+        return self.weights in JUDGING or aligned
 
     @property
     def asks_about_images(self) -> bool:
@@ -126,8 +134,10 @@ class Settings:
         judging = ("kept_back", "judgements") if self.judges else ()
         captions = ("caption_weight",) if self.reads_captions else ()
         frozen = ("frozen_groups",) if self.frozen_groups else ()
+        aligns = self.align_weights != "last" and "align_epochs" in _READ[self.method]
+        aligned = ("align_weights",) if aligns else ()
         mixed = ("start_share",) if self.method == "vlkd" and self.start_share else ()
-        read = (*_SHARED, *judging, *captions, *frozen, *mixed, *_READ[self.method])
+        read = (*_SHARED, *judging, *captions, *frozen, *aligned, *mixed, *_READ[self.method])
         return {name: getattr(self, name) for name in read}
 
     def as_json(self) -> dict[str, Any]:
@@ -139,7 +149,16 @@ class Settings:
         return plain
 
 
-_YOUNGER = MappingProxyType({"caption_weight": 0, "frozen_groups": 0, "answers_weight": 1, "start_share": 0})
+_YOUNGER = MappingProxyType(
+    {
+        "caption_weight": 0,
+        "frozen_groups": 0,
+        "answers_weight": 1,
+        "start_share": 0,
+        "device": "auto",
+        "align_weights": "last",
+    }
+)
 _SHARED = ("method", "epochs", "lr", "batch", "weight_decay", "batch_norm", "precision", "weights", "seed")
 _READ: Mapping[MethodName, tuple[str, ...]] = MappingProxyType(
     {

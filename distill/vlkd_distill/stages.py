@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 Trains = Literal["head", "backbone", "all"]
@@ -66,6 +67,10 @@ class Method(Protocol):
     predicts_by_vectors: bool
     uses_styles: bool
     start: Start
+
+    def to(self, device: torch.device) -> None:
+        """Compute there from now on: outputs and batches will be there."""
+        ...
 
     def outputs(self) -> int:
         """Width of the student's head."""

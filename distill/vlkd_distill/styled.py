@@ -31,7 +31,7 @@ from vlkd_runtime.tensorfile import read_tensors, write_tensors
 
 from . import stylise
 from .mapped import Ebb
-from .teachers import Teacher
+from .teachers import Teacher, device_for
 
 _SHARD = 128
 _SIDE = 192
@@ -197,7 +197,7 @@ def _draw(
             [view(image, style, content) for image, content in zip(images, contents[part], strict=True)]
         )
         if teacher is not None:
-            rows.append(teacher.embed_views(views).numpy())
+            rows.append(teacher.embed_views(views.to(device_for(teacher))).cpu().numpy())
         small = F.interpolate(views, (spec.height, spec.width), mode="bilinear", antialias=True)
         pixels.append((small * 255.0).round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy())
     if teacher is None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from vlkd_runtime.errors import ConfigError, DataError, UnavailableError, VlkdError, first_line
 
 from .answers import refuse_not_finite, unit_rows
+from .compute import CPU
 from .embedding_store import StoreTeacher
 from .onnx_pair import OnnxPairTeacher
 from .querybudget import BudgetedTeacher
@@ -34,7 +35,7 @@ FloatArray = npt.NDArray[np.float32]
 _CLIP_SCALE = 100.0
 
 
-def load(name: str, cache: Path, budget: int | None = None) -> Teacher:
+def load(name: str, cache: Path, budget: int | None = None, device: torch.device = CPU) -> Teacher:
     """Load a teacher by its name.
 
     Args:
@@ -42,6 +43,7 @@ def load(name: str, cache: Path, budget: int | None = None) -> Teacher:
         cache: where exported graphs, answers and the count of questions are kept.
         budget: how many images and texts the teacher may be asked about, in all runs that share the cache;
             None for any number. A store asks nobody and has no budget. A callable is counted always.
+        device: where an open_clip model embeds images; the others decide themselves.
 
     Raises:
         ConfigError: the name has another form, or its files are missing or wrong.
@@ -65,7 +67,9 @@ def load(name: str, cache: Path, budget: int | None = None) -> Teacher:
             export_transformers(rest, folder)
         teacher = OnnxPairTeacher(name, folder)
     else:
-        teacher = OpenClipTeacher.load(name)
+        opened = OpenClipTeacher.load(name)
+        opened.device = device
+        teacher = opened
     if budget is None and form != "call":
         return teacher
     # Casts: these two learn ``dim`` from the first answer, and mypy takes a Protocol's attribute as settable.

@@ -5,6 +5,7 @@ Letters used in shapes: N images or texts, D embedding size, H and W pixels.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -18,11 +19,18 @@ from torch import Tensor, nn
 
 from vlkd_runtime.errors import UnavailableError, first_line
 
+from .compute import CPU
 from .losses import unit
 from .quiet import quiet
 from .teacher_names import check_name, folder_of, open_clip_names
 
 FloatArray = npt.NDArray[np.float32]
+
+
+def device_for(teacher: Teacher) -> torch.device:
+    """Where a teacher had best be shown views: a black box has no preference."""
+    found: torch.device = getattr(teacher, "device", CPU)
+    return found
 
 
 class Teacher(Protocol):
@@ -58,11 +66,14 @@ class OpenClipTeacher:
 
     Attributes:
         image_size: height and width in pixels that its image network takes.
+        device: where it embeds images; views are embedded where they are, and texts on the processor.
     """
 
     def __init__(self, name: str, model: nn.Module, preprocess: Any, tokenizer: Any) -> None:
         self.name = name
+        self.device = CPU
         self._model = model.eval().requires_grad_(False)
+        self._moved: dict[torch.device, Any] = {}
         self._preprocess = preprocess
         self._tokenizer = tokenizer
         visual: Any = model.visual
@@ -109,7 +120,7 @@ class OpenClipTeacher:
     def embed_images(self, images: Sequence[Image.Image]) -> FloatArray:
         """Embed RGB images, each prepared by the teacher's own preprocessing: unit rows ``(N, D)``."""
         batch = torch.stack([self._preprocess(image) for image in images])
-        return self._encode(batch).numpy()
+        return self._encode(batch.to(self.device)).cpu().numpy()
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> FloatArray:
@@ -124,10 +135,19 @@ class OpenClipTeacher:
             views = F.interpolate(
                 views, self.image_size, mode="bilinear", antialias=True, align_corners=False
             )
-        return self._encode((views - self._mean) / self._std)
+        return self._encode((views - self._mean.to(views.device)) / self._std.to(views.device))
 
     def _encode(self, batch: Tensor) -> Tensor:
-        return unit(self._model.encode_image(batch.contiguous(memory_format=torch.channels_last)))  # type: ignore[operator]
+        model = self.model_on(batch.device)
+        return unit(model.encode_image(batch.contiguous(memory_format=torch.channels_last)))
+
+    def model_on(self, device: torch.device) -> Any:
+        """The whole model on a device; the one on the processor stays, for what reads its weights."""
+        if device.type == CPU.type:
+            return self._model
+        if device not in self._moved:
+            self._moved[device] = copy.deepcopy(self._model).to(device)
+        return self._moved[device]
 
 
 def _config_text(name: str) -> str:

@@ -17,12 +17,13 @@ from torch import Tensor
 from . import averaging, checkpoints, losses
 from .augment import clean_views
 from .augmentation import Augmentation
-from .feeding import Feed, TrainingData, autocast, epoch_rows, steps_of
+from .compute import CPU, autocast
+from .feeding import Feed, TrainingData, epoch_rows, steps_of
 from .freezing import freeze_first
 from .heap import keep_freed_memory
 from .mapped import Ebb
 from .processes import ALONE, Ring
-from .specs import Settings
+from .specs import JUDGING, Settings
 from .stages import Method, Stage
 from .students import Student
 
@@ -45,6 +46,7 @@ def train(
     augmentation: Augmentation | None = None,
     ring: Ring = ALONE,
     hold: Callable[[], None] = lambda: None,
+    device: torch.device = CPU,
 ) -> Student:
     """Run a method's stages on a student, in place.
 
@@ -61,12 +63,15 @@ def train(
         augmentation: limits of the random views.
         ring: the processes that train together; each ends with the same weights.
         hold: called after each step of the optimizer, to put back what may not change.
+        device: where to compute; the student comes back on the processor.
     """
     keep_freed_memory()
     folder.mkdir(parents=True, exist_ok=True)
     on_features = folder / f"features-{ring.rank}.npy"
     on_features.unlink(missing_ok=True)  # of a run that was killed
-    feed = Feed(method, settings, data, augmentation, ring)
+    student.to(device)
+    method.to(device)
+    feed = Feed(method, settings, data, augmentation, ring, device)
     resumed = checkpoints.load(folder)
     kept = torch.from_numpy(data.rows)
     stages = method.stages()
@@ -76,7 +81,8 @@ def train(
         optimizer = _optimizer(student, settings)
         schedule = _Schedule(optimizer, stage.lr, stage.epochs * steps_per_epoch)
         last = index == len(stages) - 1
-        keeper = averaging.keeper(settings.weights if last else "last", stage.start_share)
+        rule = settings.weights if last else settings.align_weights
+        keeper = averaging.keeper(rule, stage.start_share)
         keeper.begin(student.state_dict())
         first_epoch = 0
         if resumed is not None:
@@ -84,14 +90,14 @@ def train(
                 on_step(stage.name, stage.epochs * steps_per_epoch, math.nan)
                 continue
             checkpoints.restore(resumed, student, optimizer)
-            keeper.restore(resumed.kept)
+            keeper.restore({name: tensor.to(device) for name, tensor in resumed.kept.items()})
             first_epoch, resumed = resumed.epoch, None
             schedule.done = first_epoch * steps_per_epoch
             on_step(stage.name, schedule.done, math.nan)
         features = None
         if stage.cached_features and first_epoch < stage.epochs:
             features = _cached_features(student, settings, data, on_features)
-        judged = settings.judges and last
+        judged = rule in JUDGING
         # Counted from the last stage, so that every method's backbone sees the same batches and views.
         from_last = len(stages) - 1 - index
         for epoch in range(first_epoch, stage.epochs):
@@ -102,10 +108,10 @@ def train(
             for chosen in epoch_rows(data.domains, settings.batch, generator):
                 rows = kept[chosen]
                 if features is not None:
-                    loss = method.loss(student.head(features.of(chosen)), feed.clean(rows))
+                    loss = method.loss(student.head(features.of(chosen).to(device)), feed.clean(rows))
                 else:
                     views, batch = feed.views(rows, generator)
-                    with autocast(settings):
+                    with autocast(settings.precision, device):
                         outputs = student(views)
                     loss = method.loss(ring.join(outputs.float(), len(rows)), batch)
                 # Cached features are trained on whole in every process: their gradients are the same already.
@@ -121,7 +127,8 @@ def train(
         if features is not None:
             features.remove()
         averaging.select(student, keeper.final())
-    student.eval().requires_grad_(False)
+    student.eval().requires_grad_(False).to(CPU)
+    method.to(CPU)
     return student
 
 
@@ -142,14 +149,14 @@ def _source_loss(student: Student, method: Method, settings: Settings, data: Tra
     """Cross-entropy of the student's answers on the source images kept back, as they are."""
     student.eval()
     kept_back, labels = np.array(data.selection), torch.from_numpy(data.store.labels)
-    total, ebb = 0.0, Ebb(data.store.pixels)
+    total, ebb, device = 0.0, Ebb(data.store.pixels), student.mean.device
     for start in range(0, len(kept_back), 64):
         rows = kept_back[start : start + 64]
         pixels = data.store.pixels[rows]
         ebb.touch(pixels.nbytes)
-        with autocast(settings):
-            outputs = student(clean_views(torch.from_numpy(pixels)))
-        loss = losses.cross_entropy(method.logits(outputs.float()), labels[rows])
+        with autocast(settings.precision, device):
+            outputs = student(clean_views(torch.from_numpy(pixels).to(device)))
+        loss = losses.cross_entropy(method.logits(outputs.float()), labels[rows].to(device))
         total += float(loss) * len(rows)
     return total / len(kept_back)
 
@@ -241,13 +248,13 @@ def _cached_features(student: Student, settings: Settings, data: TrainingData, p
 
 def _pass(student: Student, settings: Settings, data: TrainingData) -> Iterator[Tensor]:
     """Features of the clean images that train, a batch at a time."""
-    ebb = Ebb(data.store.pixels)
+    ebb, device = Ebb(data.store.pixels), student.mean.device
     for start in range(0, len(data.rows), 64):
         pixels = torch.from_numpy(data.store.pixels[data.rows[start : start + 64]])
         ebb.touch(pixels.nbytes)
-        with autocast(settings):
-            features = student.features(clean_views(pixels))
-        yield features.float()
+        with autocast(settings.precision, device):
+            features = student.features(clean_views(pixels.to(device)))
+        yield features.float().cpu()
 
 
 def _estimate_batch_norm(student: Student, settings: Settings, data: TrainingData) -> None:

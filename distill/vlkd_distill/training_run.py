@@ -13,6 +13,7 @@ from vlkd_bench.samples import Sample
 from vlkd_runtime.vectors import ClassVectors
 
 from . import checkpoints, datacontract, methods, processes, starting, teacher_loading, training
+from .compute import device_of
 from .feeding import TrainingData
 from .pixels import PixelStore
 from .processes import Ring
@@ -80,6 +81,7 @@ class TrainingRun:
             self.settings.processes,
             lambda ring: trained.append(self._go(ring, data, teacher, on_step)),
             self,
+            device_of(self.settings.device),
         )
         return trained[0]
 
@@ -106,11 +108,15 @@ class TrainingRun:
         self, ring: Ring, data: TrainingData, teacher: Callable[[], Teacher], on_step: training.OnStep
     ) -> Student:
         method: Method = methods.create(self.settings, self.vectors)
+        device = device_of(self.settings.device, ring.rank)
         if self.recovery is None:
             student = starting.start(self.student, method, teacher)
-            return training.train(student, method, self.settings, data, self.folder, on_step, ring=ring)
+            return training.train(
+                student, method, self.settings, data, self.folder, on_step, ring=ring, device=device
+            )
         student = starting.untrained(self.student, method, teacher)
         checkpoints.load_weights(self.recovery.weights, student)
+        student.to(device)  # before its zeros are noted
         return training.train(
             student,
             Recovering(method, self.recovery),
@@ -120,4 +126,5 @@ class TrainingRun:
             on_step,
             ring=ring,
             hold=hold_zeros(student, self.recovery.zeros),
+            device=device,
         )

@@ -234,3 +234,12 @@ def test_a_student_that_starts_as_the_teacher_says_so_whatever_the_method() -> N
     assert found["vl2v-sd"].text.count("starts as a copy") == 1
     assert found["erm"].as_json()["copied"] is True
     assert "copied" not in DataContract.of("erm", ["a"], ["c"], "clean_cached", COUNTS).as_json()
+
+
+def test_what_the_second_stage_starts_from_is_told() -> None:
+    counts = Counts(90, 10, 0, 50, 0)
+    usual = DataContract.of("vl2v-adip", ("a",), ("b",), "clean_cached", counts)
+    chosen = DataContract.of("vl2v-adip", ("a",), ("b",), "clean_cached", counts, aligned="source-best")
+    line = "The first stage's: the one with the least loss on them."
+    assert line not in " ".join(usual.banner()) and line in " ".join(chosen.banner())
+    assert "aligned" not in usual.as_json() and chosen.as_json()["aligned"] == "source-best"

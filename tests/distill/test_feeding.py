@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vlkd_bench.samples import Sample
-from vlkd_distill import feeding
+from vlkd_distill import compute
 from vlkd_distill.augmentation import Augmentation
 from vlkd_distill.feeding import Feed, TrainingData, epoch_rows, steps_of
 from vlkd_distill.pixels import PixelStore
@@ -180,6 +180,6 @@ def test_batches_are_drawn_evenly(sizes: dict[str, int], batch: int) -> None:
 
 
 def test_float32_is_never_cast_down() -> None:
-    with feeding.autocast(SETTINGS):
+    with compute.autocast(SETTINGS.precision, compute.CPU):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
         assert product.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -219,3 +220,41 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     other = students.create(dataclasses.replace(SPEC, arch="resnet14t"), 8)
     with pytest.raises(DataError, match="belong to another network"):
         checkpoints.load_weights(tmp_path / "w.safetensors", other)
+
+
+def test_the_second_stage_starts_from_what_the_rule_chose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second stage of VL2V-ADiP leaves the projection as it finds it."""
+    losses, heads = [3.0, 1.0, 2.0, 4.0], []
+
+    def judged(student: students.Student, *_: object) -> float:
+        heads.append(student.head.weight.detach().clone())
+        return losses[len(heads) - 1]
+
+    monkeypatch.setattr(training, "_source_loss", judged)
+    settings = dataclasses.replace(
+        SETTINGS, align_weights="source-best", judgements=4, align_epochs=4, batch_norm="frozen"
+    )
+    student, method = fresh(settings)
+    data = dataclasses.replace(seen(), selection=(0, 5, 13))
+    training.train(student, method, settings, data, tmp_path)
+    assert len(heads) == len(losses)
+    assert torch.equal(student.head.weight, heads[1])
+    assert not torch.equal(heads[1], heads[3])
+
+
+@pytest.mark.parametrize(
+    ("method", "rule", "judges"),
+    [
+        ("vl2v-adip", "swad", True),
+        ("vl2v-adip", "mean", False),
+        ("erm", "swad", False),
+        ("vlkd", "last", False),
+    ],
+)
+def test_images_are_kept_back_only_where_a_rule_judges(method: Any, rule: Any, judges: bool) -> None:
+    settings = dataclasses.replace(SETTINGS, method=method, align_weights=rule)
+    assert settings.judges is judges
+    assert ("align_weights" in settings.used()) is (method != "erm" and rule != "last")
+    assert ("align_weights" in settings.as_json()) is (rule != "last")
