@@ -37,6 +37,8 @@ class DataConfig:
         held_out: domains kept for the guard and the report; none lets the guard judge on virtual domains.
         domains: take only these domains of the folder; all when empty.
         classes: class names in label order; the folder names, sorted, when empty.
+        shots: how many train images of each class in each source domain are learned from, always the same ones; 0 for
+            all. What is measured on stays whole.
         unknown: folder of images that show none of the classes, for the guard's rejection of unknowns; none when empty.
         captions: ``.jsonl`` or ``.csv`` file with a caption for each train image, read where
             ``distill.caption_weight`` is above 0; see `vlkd_distill.captions`.
@@ -50,6 +52,7 @@ class DataConfig:
     held_out: tuple[str, ...] = ("sketch",)
     domains: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
+    shots: int = 0
     unknown: str = ""
     captions: str = ""
     stand_in: str = ""

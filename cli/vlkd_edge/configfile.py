@@ -73,6 +73,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 _RANGES: dict[str, tuple[float, float]] = {
+    "data.shots": (0, 1_000_000),
     "data.demo_images": (20, 100_000),
     "data.demo_seed": (0, 999_999_999),  # the demo teacher learned from the seeds above
     "data.demo_held_out_images": (20, 100_000),

@@ -187,7 +187,16 @@ def absent(config: Config) -> tuple[Sample, ...]:
 
 
 def dataset(learning: Learning) -> domain_data.DomainDataset:
-    """Read the data folder or the shards, or render the demo world and read that."""
+    """Read the data folder or the shards, or render the demo world and read that; with few images to learn from, if asked.
+
+    Raises:
+        DataError: as `scan`.
+    """
+    whole, data = _whole_dataset(learning), learning.config.data
+    return domain_data.with_shots(whole, data.shots, data.held_out) if data.shots else whole
+
+
+def _whole_dataset(learning: Learning) -> domain_data.DomainDataset:
     config = learning.config.data
     if sharded.lies_in_shards(learning.config):
         return sharded.dataset(learning)

@@ -9,6 +9,7 @@ References:
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,8 @@ from typing import Literal
 
 from vlkd_bench.samples import ABSENT, Sample
 from vlkd_runtime.errors import ConfigError, DataError
+
+from .splits import k_shot, restrict
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
 
@@ -71,6 +74,32 @@ class DomainDataset:
     def sources(self, held_out: Sequence[str]) -> tuple[str, ...]:
         """The domains that may be trained on when ``held_out`` may not; see `source_domains`."""
         return source_domains(self.domains, held_out, str(self.root))
+
+
+def with_shots(dataset: DomainDataset, shots: int, held_out: Sequence[str]) -> DomainDataset:
+    """The same data with a few train images of each class in each source domain, and everything else.
+
+    Args:
+        dataset: all images.
+        shots: train images a class and domain; a class with fewer keeps those it has.
+        held_out: domains that stay whole.
+    """
+    kept: set[str] = set()
+    for domain in dataset.sources(held_out):
+        train = dataset.of((domain,), "train")
+        # A class without any is refused where the data are divided.
+        present = [dataset.classes[label] for label in sorted({sample.label for sample in train})]
+        if present:
+            few = k_shot(restrict(train, dataset.classes, present), present, shots)
+            kept.update(sample.image for sample in few.samples)
+    return dataclasses.replace(
+        dataset,
+        samples=tuple(
+            sample
+            for sample in dataset.samples
+            if sample.domain in held_out or split_of(sample.image) == "test" or sample.image in kept
+        ),
+    )
 
 
 def source_domains(

@@ -95,3 +95,13 @@ def test_every_method_starts_as_the_teacher_where_that_is_asked_for(tmp_path: Pa
     assert table["student"].startswith("the teacher's image encoder at ")
     assert "starts as a copy of the teacher's image encoder" in " ".join(errors.split())
     assert [one["copied"] for one in table["contract"]] == [True]
+
+
+def test_a_few_images_a_class_are_learned_from_and_all_are_measured_on(tmp_path: Path, bench: Bench) -> None:
+    words = ("--held-out", "sketch", "--methods", "erm", "--set", "data.shots=2")
+    code, table, errors = bench("dg", tmp_path, *words)
+    assert code == 0, errors
+    (contract,) = table["contract"]
+    classes = 16
+    assert contract["counts"]["train"] == 2 * classes * len(contract["sources"])
+    assert contract["counts"]["test"] > contract["counts"]["train"] / 2

@@ -119,3 +119,17 @@ def test_images_of_absent_classes_are_read_from_a_folder_and_below(tmp_path: Pat
     for missing in ("empty", "nowhere"):
         with pytest.raises(DataError, match=r"show none of the classes at .*found none"):
             data.scan_absent(tmp_path / missing)
+
+
+def test_a_few_images_of_each_class_in_each_source_domain(tmp_path: Path) -> None:
+    whole = data.scan(world(tmp_path, ("photo", "painting", "sketch"), count=12))
+    few = data.with_shots(whole, 2, ["sketch"])
+    for domain in ("photo", "painting"):
+        shown = [sample.label for sample in few.of((domain,), "train")]
+        assert sorted(shown) == [0, 0, 1, 1]
+        assert few.of((domain,), "test") == whole.of((domain,), "test")
+    assert few.of(("sketch",)) == whole.of(("sketch",))
+    # Whatever is held out, the images of a domain that teaches are the same.
+    other = data.with_shots(whole, 2, ["painting"])
+    assert other.of(("photo",)) == few.of(("photo",))
+    assert data.with_shots(whole, 1000, ["sketch"]).samples == whole.samples
