@@ -187,7 +187,7 @@ def absent(config: Config) -> tuple[Sample, ...]:
 
 
 def dataset(learning: Learning) -> domain_data.DomainDataset:
-    """Read the data folder or the shards, or render the demo world and read that; with few images to learn from, if asked.
+    """Read the data folder or the shards, or render the demo world; with few images to learn from, if asked.
 
     Raises:
         DataError: as `scan`.

@@ -12,9 +12,12 @@ import pytest
 import torch
 
 from vlkd_bench.samples import Sample
-from vlkd_distill import checkpoints, feeding, methods, stages, students, training
+from vlkd_distill import checkpoints, clip_student, feeding, methods, stages, students, training
+from vlkd_distill.augment import clean_views
+from vlkd_distill.augmentation import Augmentation
 from vlkd_distill.pixels import PixelStore
 from vlkd_distill.specs import Settings, StudentSpec
+from vlkd_distill.splits import unlabelled
 from vlkd_runtime.errors import ConfigError, DataError
 from vlkd_runtime.vectors import ClassVectors
 
@@ -258,3 +261,74 @@ def test_images_are_kept_back_only_where_a_rule_judges(method: Any, rule: Any, j
     assert settings.judges is judges
     assert ("align_weights" in settings.used()) is (method != "erm" and rule != "last")
     assert ("align_weights" in settings.as_json()) is (rule != "last")
+
+
+# Classes are colours here.
+PLAIN = Augmentation(min_area=0.8, jitter=0.0, grayscale=0.0)
+
+
+def signs(count: int, *, misleading: bool) -> feeding.TrainingData:
+    """A sign of one of three colours in the middle of a background that has the class's colour, too, or any.
+
+    Four labels in five follow the sign where the background misleads, and the rest the background alone.
+    """
+    rng = np.random.default_rng(3 + misleading)
+    sign, ground = rng.integers(0, 3, count), rng.integers(0, 3, count)
+    if misleading:
+        ground = np.where(rng.random(count) < 0.85, sign, ground)
+    labels = np.where(rng.random(count) < 0.5, ground, sign) if misleading else sign
+    pixels = rng.integers(0, 60, (count, 32, 32, 3), dtype=np.uint8)
+    pixels[np.arange(count), :, :, ground] += 120
+    pixels[:, 10:22, 10:22] = rng.integers(0, 60, (count, 12, 12, 3))
+    pixels[np.arange(count), 10:22, 10:22, sign] += 180
+    samples = tuple(
+        Sample(Path("none"), f"{'xy'[i % 2]}/c/{i}", "xy"[i % 2], int(labels[i])) for i in range(count)
+    )
+    embeddings = vectors().vectors[sign] + 0.1 * rng.standard_normal((count, 8)).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return feeding.TrainingData(PixelStore(samples, pixels, ()), embeddings.astype(np.float32), None)
+
+
+def agreement(student: students.Student, method: stages.Method, data: feeding.TrainingData) -> float:
+    """Share of the clean images on which student and teacher name the same class."""
+    assert data.embeddings is not None
+    with torch.inference_mode():
+        own = method.logits(student(clean_views(torch.from_numpy(data.store.pixels.copy()))))
+        teachers = torch.from_numpy(data.embeddings.copy()) @ torch.from_numpy(vectors().vectors.copy()).t()
+    return float((own.argmax(1) == teachers.argmax(1)).float().mean())
+
+
+def test_promptkd_comes_to_agree_with_its_teacher_and_reads_no_label(tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, method="promptkd", epochs=30, soft_temperature=1.0)
+    data = seen(48)
+    hidden = dataclasses.replace(data.store, samples=unlabelled(data.store.samples))
+    method = methods.create(settings, vectors())
+    student = clip_student.with_projector(
+        students.create(SPEC, method.outputs()), method.outputs(), "batch", 1
+    )
+    before = agreement(student.eval(), method, data)
+    training.train(
+        student, method, settings, dataclasses.replace(data, store=hidden), tmp_path, augmentation=PLAIN
+    )
+    assert before < 0.6
+    assert agreement(student, method, data) > 0.9
+
+
+def test_a_teacher_that_knows_more_than_the_labels_helps_where_these_mislead(tmp_path: Path) -> None:
+    """In the sources the background is the class; the teacher looks at the sign in it, which the target needs."""
+    found, target = {}, signs(96, misleading=False)
+    names: tuple[Any, ...] = ("erm", "vl2v-adip", "vlkd")
+    for name in names:
+        settings = dataclasses.replace(
+            SETTINGS, method=name, epochs=12, lr=1e-2, align_epochs=6, image_weight=1.0, cls_weight=0.0,
+            answers_weight=0.0, weight_decay=0.0,
+        )  # fmt: skip
+        method = methods.create(settings, vectors())
+        student = students.create(SPEC, method.outputs())
+        data = signs(96, misleading=True)
+        training.train(student, method, settings, data, tmp_path / name, augmentation=PLAIN)
+        with torch.inference_mode():
+            answers = method.logits(student(clean_views(torch.from_numpy(target.store.pixels.copy()))))
+        found[name] = float((answers.argmax(1).numpy() == target.store.labels).mean())
+    assert found["vl2v-adip"] > found["erm"] + 0.1
+    assert found["vlkd"] > found["erm"] + 0.1
