@@ -93,12 +93,13 @@ class StudentConfig:
     """What is trained and shipped.
 
     Attributes:
-        arch: timm model name, or ``teacher``: a copy of the teacher's image encoder.
+        arch: timm model name, ``clip:<name of a teacher>``, or ``teacher``: a copy of the teacher's image encoder.
         image_size: input height and width in pixels.
         jpeg_scale: JPEG files are decoded at 1/2, 1/4 or 1/8 as far as this many times ``image_size`` is left on both
             sides, in training as on the device; 0 decodes them whole.
         pretrained: ``none``, ``hub``, or ``package`` (the ``weights`` extra).
-        options: further keyword arguments of the timm model.
+        options: further keyword arguments of the timm model; of a CLIP that promptkd trains (``clip:<teacher name>``),
+            ``tokens`` and ``layers`` of its visual prompts.
     """
 
     arch: str = "tf_efficientnet_lite0"

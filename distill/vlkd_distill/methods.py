@@ -20,7 +20,7 @@ from vlkd_runtime.errors import ConfigError
 from vlkd_runtime.vectors import ClassVectors
 
 from . import losses
-from .specs import MethodName, Settings
+from .specs import MethodName, ProjectorNorm, Settings
 from .stages import Batch, Method, Stage, Start
 
 
@@ -30,6 +30,7 @@ class _ByOwnHead:
     predicts_by_vectors = False
     uses_styles = False
     start: Start = "network"
+    projector_norm: ProjectorNorm = "batch"
 
     def __init__(self, settings: Settings, vectors: ClassVectors) -> None:
         self._settings = settings
@@ -60,6 +61,7 @@ class _ByVectors:
     predicts_by_vectors = True
     uses_styles = False
     start: Start = "network"
+    projector_norm: ProjectorNorm = "batch"
 
     def __init__(self, settings: Settings, vectors: ClassVectors) -> None:
         self._settings = settings
@@ -175,6 +177,10 @@ class PromptKd(_ByVectors):
     """
 
     start: Start = "projector"
+
+    def __init__(self, settings: Settings, vectors: ClassVectors) -> None:
+        super().__init__(settings, vectors)
+        self.projector_norm = settings.projector_norm
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """`losses.soft_divergence` from the teacher's logits times ``divergence_weight``; no label is read."""

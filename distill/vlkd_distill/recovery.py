@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .specs import ProjectorNorm
 from .stages import Batch, Method, Stage, Start
 
 
@@ -42,6 +43,7 @@ class Recovering:
         self.predicts_by_vectors: bool = method.predicts_by_vectors
         self.uses_styles: bool = method.uses_styles
         self.start: Start = method.start
+        self.projector_norm: ProjectorNorm = method.projector_norm
 
     def to(self, device: torch.device) -> None:
         """Compute there from now on."""

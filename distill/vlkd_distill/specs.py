@@ -20,6 +20,7 @@ Pretrained = Literal["none", "hub", "package"]
 TeacherView = Literal["clean_cached", "same_aug"]
 MethodName = Literal["erm", "kd", "vl2v-adip", "vl2v-sd", "promptkd", "vlm-ood", "data-free", "vlkd"]
 Rule = Literal["last", "mean", "source-best", "swad"]
+ProjectorNorm = Literal["batch", "layer"]
 JUDGING: frozenset[Rule] = frozenset({"source-best", "swad"})
 StyleName = Literal["grey", "pencil", "edges", "contours", "poster", "paint", "palette"]
 
@@ -41,6 +42,8 @@ class Settings:
         soft_temperature: T of naive distillation, promptkd, data-free and vlkd.
         divergence_weight: of promptkd's T^2 KL(teacher || student), a mean over the batch. PromptKD's code divides
             by classes, too, so its KD_WEIGHT of 1000 is ``1000 / C`` here.
+        projector_norm: of promptkd's projector between its two layers: ``batch`` takes each batch's statistics (the
+            paper), ``layer`` looks at one sample alone.
         answers_weight: of the same divergence in vlkd.
         prompt_weight: beta of data-free, the weight of the class that an image was made from.
         embedding_weight: of data-free's distance to the teacher's image embedding; 0 leaves it out.
@@ -87,6 +90,7 @@ class Settings:
     soft_weight: float = 0.5
     soft_temperature: float = 2.0
     divergence_weight: float = 1.0
+    projector_norm: ProjectorNorm = "batch"
     answers_weight: float = 1.0
     prompt_weight: float = 0.5
     embedding_weight: float = 1.0
@@ -134,10 +138,11 @@ class Settings:
         judging = ("kept_back", "judgements") if self.judges else ()
         captions = ("caption_weight",) if self.reads_captions else ()
         frozen = ("frozen_groups",) if self.frozen_groups else ()
+        norm = ("projector_norm",) if self.method == "promptkd" and self.projector_norm != "batch" else ()
         aligns = self.align_weights != "last" and "align_epochs" in _READ[self.method]
         aligned = ("align_weights",) if aligns else ()
         mixed = ("start_share",) if self.method == "vlkd" and self.start_share else ()
-        read = (*_SHARED, *judging, *captions, *frozen, *aligned, *mixed, *_READ[self.method])
+        read = (*_SHARED, *judging, *captions, *frozen, *aligned, *norm, *mixed, *_READ[self.method])
         return {name: getattr(self, name) for name in read}
 
     def as_json(self) -> dict[str, Any]:
@@ -157,6 +162,7 @@ _YOUNGER = MappingProxyType(
         "start_share": 0,
         "device": "auto",
         "align_weights": "last",
+        "projector_norm": "batch",
     }
 )
 _SHARED = ("method", "epochs", "lr", "batch", "weight_decay", "batch_norm", "precision", "weights", "seed")

@@ -11,6 +11,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from .specs import ProjectorNorm
+
 Trains = Literal["head", "backbone", "all"]
 Start = Literal["network", "projector", "teacher"]
 
@@ -61,12 +63,14 @@ class Method(Protocol):
         uses_styles: whether part of its views are style views (`vlkd_distill.stylise`).
         start: what the student is before it learns: a timm network with a linear head, the same with
             PromptKD's two-layer projector, or a copy of the teacher's image encoder.
+        projector_norm: what is between that projector's layers.
     """
 
     needs_teacher: bool
     predicts_by_vectors: bool
     uses_styles: bool
     start: Start
+    projector_norm: ProjectorNorm
 
     def to(self, device: torch.device) -> None:
         """Compute there from now on: outputs and batches will be there."""

@@ -34,10 +34,17 @@ def start(spec: StudentSpec, method: Method, teacher: Callable[[], Teacher]) -> 
             return copy_of(teacher(), spec.image_size)
         case "projector" if clip:
             source = OpenClipTeacher.load(spec.arch.removeprefix(CLIP_PREFIX))
-            return clip_student.prompted_student(source, spec.image_size, method.outputs(), seed=spec.seed)
+            return clip_student.prompted_student(
+                source,
+                spec.image_size,
+                method.outputs(),
+                **_prompt_sizes(spec),
+                norm=method.projector_norm,
+                seed=spec.seed,
+            )
         case "projector":
             plain = students.create(spec, method.outputs())
-            return clip_student.with_projector(plain, method.outputs(), "batch", spec.seed + 1)
+            return clip_student.with_projector(plain, method.outputs(), method.projector_norm, spec.seed + 1)
     if clip:
         msg = (
             f"student.arch = '{spec.arch}': a CLIP's image tower with visual prompts is trained by promptkd only. "
@@ -45,6 +52,26 @@ def start(spec: StudentSpec, method: Method, teacher: Callable[[], Teacher]) -> 
         )
         raise ConfigError(msg)
     return students.create(spec, method.outputs())
+
+
+def _prompt_sizes(spec: StudentSpec) -> dict[str, int]:
+    """How many tokens a CLIP's tower learns, in how many layers.
+
+    Raises:
+        ConfigError: ``student.options`` say something else.
+    """
+    wrong = [
+        name
+        for name, value in spec.options.items()
+        if name not in ("tokens", "layers") or type(value) is not int or not 1 <= value <= 1000
+    ]
+    if wrong:
+        msg = (
+            f"student.options of '{spec.arch}': expected 'tokens' and 'layers' as whole numbers from 1, found "
+            f"'{wrong[0]}' = {spec.options[wrong[0]]!r}."
+        )
+        raise ConfigError(msg)
+    return dict(spec.options)
 
 
 def untrained(spec: StudentSpec, method: Method, teacher: Callable[[], Teacher]) -> Student:
@@ -76,7 +103,7 @@ def _copied(spec: StudentSpec, method: Method, teacher: Teacher) -> Student:
     """The teacher's image encoder with the head that the method trains: its own where that ends in its space."""
     student = copy_of(teacher, spec.image_size)
     if method.start == "projector":
-        return clip_student.with_projector(student, method.outputs(), "batch", spec.seed + 1)
+        return clip_student.with_projector(student, method.outputs(), method.projector_norm, spec.seed + 1)
     if method.predicts_by_vectors:
         return student
     return clip_student.with_classifier(student, method.outputs(), spec.seed + 1)

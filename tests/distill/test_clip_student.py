@@ -222,11 +222,35 @@ def test_a_student_cannot_start_as_a_teacher_that_shows_only_answers() -> None:
             starting.start(StudentSpec(arch, 32), how, Answers)  # type: ignore[arg-type, return-value]
 
 
+def test_promptkds_projector_and_prompts_are_as_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OpenClipTeacher, "load", lambda _: teacher("vit", 16))
+
+    def started(settings: Settings, **options: Any) -> students.Student:
+        how = methods.create(settings, VECTORS)
+        return starting.start(StudentSpec("clip:small", 32, options=options), how, lambda: teacher("vit", 16))
+
+    paper, other = Settings(method="promptkd"), Settings(method="promptkd", projector_norm="layer")
+    student: Any = started(other, tokens=3, layers=1)
+    assert student.backbone.prompts.shape[:2] == (1, 3)
+    assert isinstance(student.head.norm, nn.LayerNorm)
+    usual: Any = started(paper)
+    assert isinstance(usual.head.norm, nn.BatchNorm1d)
+    assert usual.backbone.prompts.shape[:2] == (2, 4)
+    for options in ({"token": 3}, {"tokens": 0}, {"layers": "all"}):
+        with pytest.raises(
+            ConfigError, match="expected 'tokens' and 'layers' as whole numbers from 1, found"
+        ):
+            started(paper, **options)
+
+
 class Towards:
     """Trains everything towards the target."""
 
     needs_teacher = True
     predicts_by_vectors = True
+
+    def to(self, device: torch.device) -> None:
+        assert device.type == "cpu"
 
     def outputs(self) -> int:
         return 24
