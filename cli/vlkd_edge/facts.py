@@ -84,6 +84,9 @@ def closed(
 ) -> contextlib.AbstractContextManager[object]:
     """While this is entered, no image of a held-out domain or an unseen class can be opened.
 
+    Of shards, that is: no such row of what was read from them, no shard of a held-out domain, and no file that was
+    written of one.
+
     Raises:
         DataError: one was opened all the same: a mistake of ours, and better found than measured.
     """
@@ -91,9 +94,10 @@ def closed(
     places = [dataset.root / name for name in held_out]
     places += [dataset.root / domain / name for domain in dataset.domains for name in unseen]
     places = [path for path in places if path.exists()]
+    images = [*held_out, *(f"{domain}/{name}" for domain in dataset.domains for name in unseen)]
     if sharded.lies_in_shards(config):
-        places += sharded.files_of(config, held_out)
-    return forbid(places) if places else contextlib.nullcontext()
+        places += sharded.files_of(config, dataset, held_out)
+    return forbid(places, images) if places or images else contextlib.nullcontext()
 
 
 def contract(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlkd_bench.samples import Sample
 from vlkd_distill.data import DomainDataset, content_key, split_of
+from vlkd_distill.datacontract import announce
 from vlkd_distill.shards import PREFIX, domains_of, find_shards, shards_key
 
 from .config import Config
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .learn import Learning
 
 _CHOICE = 4
+_WRITTEN = "train-images"
 
 
 def lies_in_shards(config: Config) -> bool:
@@ -70,16 +72,24 @@ def dataset(learning: Learning) -> DomainDataset:
     return DomainDataset(files.folder / "images", imported.classes, imported.domains, samples)
 
 
-def files_of(config: Config, wanted: Sequence[str]) -> list[Path]:
-    """The shards of some domains, as far as they are files here."""
+def files_of(config: Config, dataset: DomainDataset, wanted: Sequence[str]) -> list[Path]:
+    """The shards of some domains, as far as they are files here, and the folders of what `files` wrote of them."""
     shards = [Path(shard) for shard in find_shards(config.data.root)]
-    return [path for path in shards if path.is_file() and domains_of([path])[0] in wanted]
+    held = [path for path in shards if path.is_file() and domains_of([path])[0] in wanted]
+    stages = dataset.root.parents[1]  # where `dataset` unpacked the test images, as a stage among the others
+    written = [folder / name for folder in stages.glob(f"{_WRITTEN}-*") for name in wanted]
+    return held + [path for path in written if path.exists()]
 
 
 def pixels(learning: Learning, samples: Sequence[Sample]) -> StageResult:
-    """The store of some train images."""
+    """The store of some train images.
+
+    Raises:
+        DataError: one of them is closed; also where the store is found done.
+    """
     from vlkd_distill import webdata
 
+    announce(samples)
     stage = _imported(learning)
 
     def work(folder: Path) -> None:
@@ -103,7 +113,7 @@ def files(learning: Learning, samples: Sequence[Sample]) -> tuple[Sample, ...]:
         webdata.write_images(webdata.open_import(stage.folder).store, folder, train)
 
     images = [sample.image for sample in train]
-    written = learning.workspace.stage("train-images", {"import": stage.key, "images": images}, work).folder
+    written = learning.workspace.stage(_WRITTEN, {"import": stage.key, "images": images}, work).folder
     names = set(images)
     return tuple(
         dataclasses.replace(sample, path=written / f"{sample.image}.png") if sample.image in names else sample

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from vlkd_bench.samples import Sample
 from vlkd_runtime.errors import ConfigError, DataError
 
 from .specs import Rule
@@ -280,16 +281,19 @@ class OpenedFiles:
     It hears every ``open`` that goes through Python, in any thread: worker threads do not inherit context
     variables, so a guard in one would miss those that decode. It does not hear other processes, native code
     that opens files itself, a second hard link to a watched file, or names relative to a folder descriptor.
+    Where one file holds many images, who reads some of them says which: `announce`.
 
     Attributes:
         below: files and folders (with all in them) that are watched, links resolved.
         refuse: raise `DataError` in place of opening.
-        paths: what was opened, or asked to be, in order, links resolved.
+        paths: what was opened, or asked to be, in order, links resolved; of an announced image, its sample's path.
+        images: domains, and classes as ``<domain>/<class>``, whose images are watched when they are announced.
     """
 
     below: frozenset[str]
     refuse: bool = False
     paths: list[Path] = field(default_factory=list)
+    images: frozenset[str] = frozenset()
 
     def __enter__(self) -> OpenedFiles:
         _install()
@@ -304,6 +308,11 @@ class OpenedFiles:
     def covers(self, path: str) -> bool:
         """Whether a resolved path is one of the watched files or lies in a watched folder."""
         return path in self.below or any(str(parent) in self.below for parent in Path(path).parents)
+
+    def covers_image(self, image: str) -> bool:
+        """Whether an image, by its id ``<domain>/<class>/<file>``, is of a watched domain or class."""
+        domain, _, rest = image.partition("/")
+        return domain in self.images or f"{domain}/{rest.partition('/')[0]}" in self.images
 
 
 _LOCK = threading.Lock()
@@ -336,6 +345,27 @@ def _on_event(event: str, args: tuple[object, ...]) -> None:
                 raise DataError(_broken(path))
 
 
+def announce(samples: Iterable[Sample]) -> None:
+    """Say which images are about to be read out of a file that holds others, too.
+
+    Opening such a file tells nothing: a store of many domains' rows, or a shard with images of every class. So
+    whatever reads one calls this first.
+
+    Args:
+        samples: known by their ids; what domain or label they claim does not count.
+
+    Raises:
+        DataError: an image is of a domain or class that is closed at this moment.
+    """
+    watching = [watch for watch in tuple(_ACTIVE) if watch.images]
+    for sample in samples if watching else ():
+        for watch in watching:
+            if watch.covers_image(sample.image):
+                watch.paths.append(sample.path)
+                if watch.refuse:
+                    raise DataError(_broken(f"{sample.image} ({sample.path})"))
+
+
 def watch_files(paths: Iterable[Path | str]) -> OpenedFiles:
     """A context manager that records which of these files are opened, and those in these folders.
 
@@ -346,17 +376,20 @@ def watch_files(paths: Iterable[Path | str]) -> OpenedFiles:
 
 
 @contextlib.contextmanager
-def forbid(paths: Iterable[Path | str]) -> Iterator[OpenedFiles]:
+def forbid(paths: Iterable[Path | str], images: Iterable[str] = ()) -> Iterator[OpenedFiles]:
     """Refuse to open these files, and those in these folders, while the body runs.
 
     Args:
         paths: what must not be looked at, such as the images of held-out domains.
+        images: domains, and classes as ``<domain>/<class>``, whose images may not be announced either.
 
     Raises:
         DataError: one was opened; raised where it was opened, and again at the end of a body that took the
-            first error for a damaged image. Also where a path does not exist, or none is given.
+            first error for a damaged image. Also where a path does not exist, or nothing is given.
     """
-    with OpenedFiles(_resolved(paths), refuse=True) as watch:
+    named, given = frozenset(images), tuple(paths)
+    below: frozenset[str] = _resolved(given) if given or not named else frozenset()
+    with OpenedFiles(below, refuse=True, images=named) as watch:
         yield watch
     if watch.paths:
         raise DataError(_broken(str(watch.paths[0])))

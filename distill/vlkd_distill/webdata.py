@@ -29,6 +29,7 @@ from vlkd_runtime.errors import ConfigError, DataError, ImageError
 from vlkd_runtime.preprocess import PreprocessSpec, prepare
 
 from .data import Split
+from .datacontract import announce
 from .mapped import Ebb
 from .pixels import PixelStore
 from .shards import DomainFrom, Entry, entries_of
@@ -149,7 +150,11 @@ def take_rows(imported: Imported, samples: Sequence[Sample], folder: Path) -> Pi
         imported: where the rows are.
         samples: which images, in the order of the new rows; their labels may be other ones.
         folder: gets ``pixels.npy`` and ``bad.json``.
+
+    Raises:
+        DataError: one of them is closed, see `datacontract.announce`.
     """
+    announce(samples)
     row_of = {sample.image: row for row, sample in enumerate(imported.store.samples)}
     rows = np.array([row_of[sample.image] for sample in samples], dtype=np.int64)
     pixels = imported.store.pixels
@@ -176,8 +181,10 @@ def originals(
         domain_from: as given to `import_shards`.
 
     Raises:
-        DataError: an image is not there, or not in this order: the shards have changed.
+        DataError: an image is not there, or not in this order: the shards have changed; or one is closed, see
+            `datacontract.announce`.
     """
+    announce(samples)
     domains = sorted({sample.domain for sample in samples})
     entries = entries_of(shards, (), domains, None, domain_from)
     for sample in samples:
@@ -240,7 +247,11 @@ def write_images(store: PixelStore, folder: Path, samples: Sequence[Sample]) -> 
 
     Returns:
         The same samples with paths that can be opened.
+
+    Raises:
+        DataError: one of them is closed, see `datacontract.announce`.
     """
+    announce(samples)
     row_of = {sample.image: row for row, sample in enumerate(store.samples)}
     written: list[Sample] = []
     for sample in samples:

@@ -226,13 +226,19 @@ def write_data(tmp_path: Path) -> Callable[..., Path]:
 def edge(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, invoke: Invoke
 ) -> Callable[..., tuple[int, dict[str, Any]]]:
-    """Runs a verb on ``tmp_path/data`` in this process, with a tiny student: exit code and the printed object."""
+    """Runs a verb on ``tmp_path/data`` in this process, with a tiny student: exit code and the printed object.
+
+    With ``root`` it runs on these data instead.
+    """
     monkeypatch.syspath_prepend(str(tmp_path / "code"))
 
-    def run(*words: str, out: str = "out", settings: tuple[str, ...] = ()) -> tuple[int, dict[str, Any]]:
-        chosen = [f"data.root={tmp_path / 'data'}"] if words[0] == "build" else []
+    def run(
+        *words: str, out: str = "out", settings: tuple[str, ...] = (), root: str = ""
+    ) -> tuple[int, dict[str, Any]]:
+        images = root or str(tmp_path / "data")
+        chosen = [f"data.root={images}"] if words[0] == "build" else []
         if words[0] == "bench":
-            words = (*words, "--dataset", str(tmp_path / "data"))
+            words = (*words, "--dataset", images)
         asked = [word for value in (*TINY, *chosen, *settings) for word in ("--set", value)]
         return invoke(*words, "--json", "--out", tmp_path / out, *asked)[:2]
 

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from vlkd_distill import datacontract
+from vlkd_distill import datacontract, webdata
 from vlkd_distill.data import scan
 from vlkd_distill.specs import Settings
-from vlkd_edge import disjoint, facts, learn
+from vlkd_edge import configfile, disjoint, facts, learn, sharded
 from vlkd_edge.config import Config, DataConfig
+from vlkd_edge.progress import Live
+from vlkd_edge.stages import Workspace
 
 Edge = Callable[..., tuple[int, dict[str, Any]]]
 WriteData = Callable[..., Path]
@@ -102,6 +105,14 @@ def smuggle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(facts.Images, "split", classmethod(leaky))
 
 
+def pack(root: Path) -> str:
+    """The images of a folder as shards beside it."""
+    found = scan(root)
+    webdata.write_shards(found.samples, found.classes, root.parent / "shards")
+    return f"wds:{root.parent}/shards/*.tar"
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "shards"])
 @pytest.mark.parametrize(
     ("words", "settings"),
     [
@@ -109,7 +120,7 @@ def smuggle(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param(("build",), ('data.held_out=["sketch"]',), id="build"),
         pytest.param(
             ("bench", "disjoint", "--held-out", "sketch", "--methods", "ce-only", "--unseen", "fish"),
-            (),
+            ('data.classes=["cat", "dog", "fish"]',),
             id="disjoint",
         ),
     ],
@@ -121,12 +132,14 @@ def test_a_leak_ends_the_run_before_anything_is_learned(
     monkeypatch: pytest.MonkeyPatch,
     words: tuple[str, ...],
     settings: tuple[str, ...],
+    packed: bool,
 ) -> None:
     root = write_data(classes=("cat", "dog", "fish"))
     smuggle(monkeypatch)
-    code, answer = edge(*words, settings=settings)
+    code, answer = edge(*words, settings=settings, root=pack(root) if packed else "")
     assert code == 2 and "the data contract is broken" in answer["error"]["message"], answer
-    assert str(root / "sketch") in answer["error"]["message"]
+    place = root.parent / "shards" / "sketch-000000.tar" if packed else root / "sketch"
+    assert str(place) in answer["error"]["message"]
     assert not list((tmp_path / "out" / "stages").glob("erm-*[0-9a-f]"))
 
 
@@ -142,3 +155,40 @@ def test_unseen_classes_are_closed_in_every_domain(tmp_path: Path, write_data: W
         facts.closed(config, dataset, parts.unseen),
     ):
         (root / "photo" / "fish" / "0.png").read_bytes()
+
+
+@pytest.mark.parametrize("leak", ["sketch/cat", "photo/fish"], ids=["held out", "unseen"])
+def test_rows_and_files_of_shards_are_closed(tmp_path: Path, write_data: WriteData, leak: str) -> None:
+    root = pack(write_data(classes=("cat", "dog", "fish")))
+    settings = (f"data.root={root}", 'data.held_out=["sketch"]', "student.image_size=32")
+    config = configfile.load(None, (), settings)
+    learning = learn.Learning(
+        config, Workspace(tmp_path / "out", tmp_path / "cache"), Live(Console(quiet=True))
+    )
+    dataset = learn.dataset(learning)
+    train = [sample for sample in dataset.of(dataset.domains, "train") if sample.image.startswith(leak)]
+    free = [sample for sample in dataset.of(["photo"], "train") if "fish" not in sample.image]
+    some = (*free, train[-1])
+    sharded.pixels(learning, some)
+    (imported,) = (tmp_path / "out" / "stages").glob("import-*")
+    (written,) = sharded.files(learning, train[-1:])
+    with facts.closed(config, dataset, ("fish",)):
+        sharded.pixels(learning, free)
+        assert len(list(sharded.contents(config, free))) == len(free)
+    for read in (
+        lambda: sharded.pixels(learning, some),  # found done, and refused all the same
+        lambda: webdata.take_rows(webdata.open_import(imported), some, tmp_path),
+        lambda: sharded.files(learning, train),
+        lambda: list(sharded.contents(config, train[-1:])),
+    ):
+        with (
+            pytest.raises(datacontract.DataError, match="the data contract is broken"),
+            facts.closed(config, dataset, ("fish",)),
+        ):
+            read()
+    if leak == "sketch/cat":
+        with (
+            pytest.raises(datacontract.DataError, match="the data contract is broken"),
+            facts.closed(config, dataset),
+        ):
+            written.path.read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -194,6 +195,22 @@ def test_an_error_taken_for_a_damaged_image_still_comes_out(held_out: Path) -> N
     with pytest.raises(DataError, match="the data contract is broken"), datacontract.forbid([path]):
         store = pixels.build(held_out / "store", [sample], PreprocessSpec(4, 4), lambda _: None)
         assert [image for image, _ in store.bad] == ["sketch/a/0.png"]
+
+
+@pytest.mark.parametrize(
+    ("closed", "refused"),
+    [("sketch", True), ("sketch/a", True), ("sketch/b", False), ("photo", False), ("photo/a", False)],
+)
+def test_images_in_one_file_are_closed_by_their_ids(closed: str, refused: bool) -> None:
+    claims = Sample(Path("all-0.tar/0.png"), "sketch/a/0.png", "photo", 7)
+    message = r"found sketch/a/0\.png \(all-0\.tar/0\.png\) being opened: the data contract is broken"
+    expected = pytest.raises(DataError, match=message) if refused else contextlib.nullcontext()
+    with expected, datacontract.forbid([], [closed]):
+        datacontract.announce([claims])
+    datacontract.announce([claims])  # and it can be again
+    again = pytest.raises(DataError, match="the data contract") if refused else contextlib.nullcontext()
+    with again, datacontract.forbid([], [closed]), contextlib.suppress(DataError):
+        datacontract.announce([claims])
 
 
 def test_guards_nest_and_end(held_out: Path) -> None:
