@@ -183,7 +183,7 @@ def _learn(learning: learn.Learning, dataset: DomainDataset) -> _Learned:
 def _for_the_guard(learning: learn.Learning, learned: _Learned) -> _Learned:
     """The same with all images that the guard judges by, and as files what is calibrated with."""
     config, images, usable = learning.config, learned.images, learned.usable
-    if sharded.learns_from_shards(config):
+    if sharded.learns_from_shards(config, usable):
         usable = sharded.to_calibrate_with(learning, usable)
     if lies_in_shards(config):
         images = dataclasses.replace(images, guarded=sharded.files(learning, images.guarded))

@@ -22,7 +22,7 @@ from vlkd_runtime.atomic import write_bytes, write_text
 from vlkd_runtime.errors import ConfigError
 from vlkd_runtime.vectors import ClassVectors
 
-from . import learn, ship, synthesising, teach
+from . import learn, sharded, ship, synthesising, teach
 from .build import check_beforehand
 from .config import Config
 from .facts import Images, closed, stand_ins
@@ -213,7 +213,7 @@ def command_line(
     """The command that makes the table again; folders of one machine become their last part."""
     words = ["vlkd-edge", "bench", "data-free"]
     if dataset is not None:
-        words += ["--dataset", Path(dataset).name]
+        words += ["--dataset", sharded.told(dataset)]
     words += ["--held-out", plan.held_out, "--seeds", ",".join(map(str, plan.seeds))]
     if plan.inversion_images is not None:
         words += ["--inversion-images", str(plan.inversion_images)]

@@ -288,7 +288,7 @@ def chosen_attributes(config: Config, classes: Sequence[str]) -> Mapping[str, Se
 
 def pixels(learning: Learning, samples: Sequence[Sample]) -> StageResult:
     """Decode the train images of the source domains."""
-    if sharded.learns_from_shards(learning.config):
+    if sharded.learns_from_shards(learning.config, samples):
         return sharded.pixels(learning, samples)
 
     def work(folder: Path) -> None:

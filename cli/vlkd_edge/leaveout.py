@@ -206,10 +206,7 @@ def _held_out(
         "test": content_key(images.test),
         "preprocess": learning.spec.to_json(),
     }
-    trained_on = {
-        method: content_key(own.train) if own is not images else sharded.train_key(config, own.train)
-        for method, (own, _) in seen.items()
-    }
+    trained_on = {method: sharded.train_key(config, own.train) for method, (own, _) in seen.items()}
     keys = {
         (method, seed): _key(_seeded(learning, seed), method, trained_on[method], basis)
         for method, (own, _) in seen.items()
@@ -299,7 +296,7 @@ def command_line(
     """The command that makes the table again; folders of one machine become their last part."""
     words = ["vlkd-edge", "bench", *verb]
     if dataset is not None:
-        words += ["--dataset", f"{'wds:' * dataset.startswith('wds:')}{Path(dataset).name}"]
+        words += ["--dataset", sharded.told(dataset)]
     words += ["--methods", ",".join(plan.methods), "--held-out", ",".join(plan.held_out)]
     words += ["--seeds", ",".join(map(str, plan.seeds))]
     if config is not None:

@@ -33,9 +33,17 @@ def lies_in_shards(config: Config) -> bool:
     return config.data.root.startswith(PREFIX)
 
 
-def learns_from_shards(config: Config) -> bool:
-    """Whether the images that a student learns from are those of the shards; data-free makes its own."""
-    return lies_in_shards(config) and config.distill.method != "data-free"
+def learns_from_shards(config: Config, samples: Sequence[Sample]) -> bool:
+    """Whether images that a student learns from are those of the shards; data-free makes its own, as files."""
+    if not lies_in_shards(config):
+        return False
+    shards = {Path(shard) for shard in find_shards(config.data.root)}
+    return any(not shards.isdisjoint(sample.path.parents) for sample in samples)
+
+
+def told(root: str) -> str:
+    """How a command that others may run names these data: without the folders of one machine."""
+    return f"{PREFIX if root.startswith(PREFIX) else ''}{Path(root).name}"
 
 
 def domains(config: Config) -> tuple[str, ...]:
@@ -166,7 +174,7 @@ def _imported(learning: Learning) -> StageResult:
 
 def train_key(config: Config, samples: Sequence[Sample]) -> str:
     """Hash of train images' content: of their files, or of the shards and the names that they are picked by."""
-    if not learns_from_shards(config):
+    if not learns_from_shards(config, samples):
         return content_key(samples)
     names = "\n".join(f"{sample.image} {sample.label}" for sample in samples)
     return hashlib.sha256(f"{_key(config)}\n{names}".encode()).hexdigest()

@@ -67,7 +67,7 @@ def training_data(
     if how.needs_teacher and (clean or settings.teacher_view == "clean_cached"):
         with learning.live.task("asking the teacher", len(images.samples)) as advance:
             contents = None
-            if sharded.learns_from_shards(learning.config):
+            if sharded.learns_from_shards(learning.config, images.samples):
                 contents = sharded.contents(learning.config, images.samples)
             cached = embeddings.embed(
                 teacher(),
@@ -145,7 +145,7 @@ def _styled(
         with learning.live.task("drawing other styles", total) as advance:
             cache = learning.workspace.cache / "styled"
             own = None
-            if sharded.learns_from_shards(learning.config):
+            if sharded.learns_from_shards(learning.config, samples):
                 own = PixelStore.open(store.folder, samples).pixels
             styled.build(
                 folder,

@@ -119,3 +119,4 @@ def test_the_command_is_the_one_that_makes_it_again() -> None:
         "vlkd-edge bench data-free --dataset pacs --held-out sketch --seeds 0,1 --inversion-images 16 "
         "--rows real,mix --config vlkd.toml --set distill.epochs=1 --note 'A note.'"
     )
+    assert " --dataset 'wds:*.tar' " in datafree.command_line(plan, None, [], [], "wds:/there/*.tar")

@@ -49,6 +49,38 @@ def test_shards_give_the_table_of_their_folder(world: Path, tmp_path: Path, benc
     assert images == tests
 
 
+MADE = ("--set", "synthesis.images_per_class=6", "--set", "synthesis.judge=false")
+
+
+def test_a_student_of_made_images_stands_beside_one_of_shards(
+    world: Path, tmp_path: Path, bench: Bench
+) -> None:
+    words = ("--methods", "erm,data-free", "--held-out", "sketch", *MADE)
+    code, table, errors = bench("dg", tmp_path, "--dataset", f"wds:{world}/shards/*.tar", *words)
+    assert code == 0, errors
+    assert [row["method"] for row in table["rows"]] == ["teacher", "erm", "data-free"]
+    seen = {one["method"]: one for one in table["contract"]}
+    assert seen["data-free"]["sources"] == ["synthetic-demo"]
+    assert seen["data-free"]["counts"]["train"] == 6 * len(CLASSES)
+    train = data.scan(world / "folder").of(["cartoon", "photo"], "train")
+    assert seen["erm"]["counts"]["train"] == len(train)
+
+
+def test_real_rows_beside_made_ones_are_those_of_the_folder(
+    world: Path, tmp_path: Path, bench: Bench
+) -> None:
+    words = ("--held-out", "sketch", *MADE)
+    folder = ("--dataset", str(world / "folder"), "--rows", "real")
+    code, by_folder, errors = bench("data-free", tmp_path / "a", *words, *folder)
+    assert code == 0, errors
+    shards = ("--dataset", f"wds:{world}/shards/*.tar", "--rows", "real,single")
+    code, by_shards, errors = bench("data-free", tmp_path / "b", *words, *shards)
+    assert code == 0, errors
+    assert [row["method"] for row in by_shards["rows"]] == ["teacher", "real", "single"]
+    for one, other in zip(by_folder["rows"], by_shards["rows"], strict=False):
+        assert {**one, "dataset": ""} == {**other, "dataset": ""}
+
+
 @pytest.mark.slow
 def test_a_build_from_shards_ships(world: Path, tmp_path: Path) -> None:
     settings = (
