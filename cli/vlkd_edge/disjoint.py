@@ -33,6 +33,7 @@ from vlkd_distill.data import DomainDataset, content_key
 from vlkd_distill.datacontract import DataContract
 from vlkd_distill.specs import MethodName
 from vlkd_runtime import Classifier
+from vlkd_runtime.errors import ConfigError
 from vlkd_runtime.vectors import ClassVectors
 
 from . import learn, ship, teach
@@ -79,12 +80,25 @@ class Parts:
     unseen: tuple[str, ...]
 
     @classmethod
-    def of(cls, classes: Sequence[str], unseen: str, seed: int) -> Parts:
+    def of(cls, classes: Sequence[str], unseen: str, seed: int, where: str = "the data") -> Parts:
         """Divide classes as ``--unseen`` says: ``novel``, a number, a share below 1, or names.
 
+        Args:
+            classes: all class names in label order.
+            unseen: which of them are.
+            seed: of the choice.
+            where: what to call the data in messages.
+
         Raises:
-            ConfigError: it leaves too few classes or names one that does not exist.
+            ConfigError: there are too few classes, too few are left to learn from, or one does not exist.
         """
+        least = 2 if unseen == HALF else 3
+        if len(classes) < least:
+            msg = (
+                f"Expected at least {least} classes in {where}, to learn from some and to measure on the others, found "
+                f"{len(classes)} ({', '.join(classes)}). Add images of other classes, or name more with data.classes."
+            )
+            raise ConfigError(msg)
         if unseen == HALF:
             return cls(tuple(classes), *splits.base_novel(classes))
         words = tuple(word.strip() for word in unseen.split(","))
@@ -118,7 +132,9 @@ def class_disjoint(
     configs = [holding_out(config, name) for name in domains]
     for one in configs:
         check_beforehand(one)
-    Parts.of(learn.class_names(config), unseen, plan.seeds[0])
+    named = learn.class_names(config)
+    if named:  # otherwise they are read with the images, and divided before anything is asked or trained
+        Parts.of(named, unseen, plan.seeds[0], config.data.root)
     with locked(out):
         live = Live(console)
         learning = learn.Learning(config, Workspace(out, cache, live.say), live)
@@ -160,7 +176,7 @@ def _seed(
     """Every cell of one held-out domain and seed, and what each method saw."""
     config = learning.config
     dataset = learn.dataset(learning)
-    parts = Parts.of(dataset.classes, unseen, seed)
+    parts = Parts.of(dataset.classes, unseen, seed, config.data.root)
     images = Images.split(dataset, config.data.held_out)
     shown = dataclasses.replace(images, train=splits.restrict(images.train, parts.classes, parts.seen))
     runs = {name: dataclasses.replace(learning, config=_with(config, name, seed)) for name in plan.methods}

@@ -120,7 +120,7 @@ def pack(root: Path) -> str:
         pytest.param(("build",), ('data.held_out=["sketch"]',), id="build"),
         pytest.param(
             ("bench", "disjoint", "--held-out", "sketch", "--methods", "ce-only", "--unseen", "fish"),
-            ('data.classes=["cat", "dog", "fish"]',),
+            (),
             id="disjoint",
         ),
     ],

@@ -49,6 +49,34 @@ def test_shards_give_the_table_of_their_folder(world: Path, tmp_path: Path, benc
     assert images == tests
 
 
+def test_unseen_classes_of_shards_are_those_of_their_folder(
+    world: Path, tmp_path: Path, bench: Bench
+) -> None:
+    words = ("--methods", "ce-only", "--held-out", "sketch", "--unseen", "1")
+    code, by_folder, errors = bench("disjoint", tmp_path / "a", "--dataset", str(world / "folder"), *words)
+    assert code == 0, errors
+    code, by_shards, errors = bench(
+        "disjoint", tmp_path / "b", "--dataset", f"wds:{world}/shards/*.tar", *words
+    )
+    assert code == 0, errors
+    for one, other in zip(by_folder["rows"], by_shards["rows"], strict=True):
+        assert {**one, "dataset": ""} == {**other, "dataset": ""}
+
+
+def test_too_few_classes_in_shards_are_refused_before_anything_is_asked(
+    world: Path, tmp_path: Path, bench: Bench
+) -> None:
+    two = data.scan(world / "folder", classes=CLASSES[:2])
+    webdata.write_shards(two.samples, two.classes, tmp_path / "two")
+    root = f"wds:{tmp_path}/two/*.tar"
+    code, answer, _ = bench("disjoint", tmp_path / "out", "--dataset", root, "--held-out", "sketch")
+    assert code == 2
+    assert f"at least 3 classes in {root}" in answer["error"]["message"]
+    assert "found 2 (cat, fish). Add images" in answer["error"]["message"]
+    done = {path.name.rpartition("-")[0] for path in (tmp_path / "out" / "stages").iterdir()}
+    assert done == {"import", "test-images"}
+
+
 MADE = ("--set", "synthesis.images_per_class=6", "--set", "synthesis.judge=false")
 
 
