@@ -16,7 +16,7 @@ from rich.console import Console
 from vlkd_bench.leaveout import BASELINE
 from vlkd_bench.machine import Machine, read_machine
 from vlkd_bench.samples import Sample
-from vlkd_distill.data import DomainDataset
+from vlkd_distill.data import DomainDataset, check_batch
 from vlkd_distill.specs import MethodName
 from vlkd_distill.teacher_names import check_name, form_of
 from vlkd_runtime.errors import ConfigError, UnavailableError
@@ -57,8 +57,12 @@ def build(config: Config, out: Path, cache: Path, console: Console) -> Outcome:
         return _build(config, target, Workspace(out, cache, live.say), live, console)
 
 
-def check_beforehand(config: Config) -> None:
+def check_beforehand(config: Config, real: bool | None = None) -> None:
     """Refuse what can be refused before any work starts: names, folders, packages.
+
+    Args:
+        config: what is run.
+        real: whether anything learns from real images; as the configured method does when None.
 
     Raises:
         UsageError: names what to change or install.
@@ -67,23 +71,24 @@ def check_beforehand(config: Config) -> None:
     recipes(config.compress.candidates, config.device())
     further.wanted(config.bundle.variants, config.device())
     learn.chosen_templates(config)
-    learn.check_domains(config)
+    sources = learn.check_domains(config)
+    free = config.distill.method == synthesising.METHOD if real is None else not real
+    if not free:
+        check_batch(sources, config.distill.batch)
     learn.absent(config)
     virtualising.check(config)
     pruning.check(config)
     if config.data.root != "demo" and not lies_in_shards(config):
         dataset = learn.scan(config)
-        free = config.distill.method == synthesising.METHOD
         images = Images.split(dataset, config.data.held_out, () if free else None)
         if config.distill.caption_weight > 0:
             from vlkd_distill.captions import read_captions
 
             read_captions(Path(config.data.captions), images.train)
-        needed = max(len(dataset.domains) - len(config.data.held_out), 1)
-        if not free and (config.distill.batch < needed or len(images.train) < LEAST_TRAIN_IMAGES):
+        if not free and len(images.train) < LEAST_TRAIN_IMAGES:
             msg = (
-                f"Expected at least {LEAST_TRAIN_IMAGES} train images and a batch (distill.batch) that holds one of "
-                f"each of the {needed} source domains, found {len(images.train)} and {config.distill.batch}."
+                f"Expected at least {LEAST_TRAIN_IMAGES} train images in the source domains of {config.data.root}, "
+                f"found {len(images.train)}. Add images, or hold fewer domains out."
             )
             raise ConfigError(msg)
     if form_of(config.teacher.model) == "store" and config.distill.teacher_view == "same_aug":

@@ -116,7 +116,7 @@ def run(
     data = dataclasses.replace(config.data, held_out=(plan.held_out,))
     distill = dataclasses.replace(config.distill, method=synthesising.METHOD)
     config = dataclasses.replace(config, data=data, distill=distill)
-    check_beforehand(config)
+    check_beforehand(config, real=not {BASELINE, REAL}.isdisjoint(plan.rows))
     with locked(out):
         live = Live(console)
         learning = learn.Learning(config, Workspace(out, cache, live.say), live)

@@ -131,7 +131,7 @@ def class_disjoint(
     domains = plan.held_out if plan.held_out != (ALL,) else learn.domains(config)
     configs = [holding_out(config, name) for name in domains]
     for one in configs:
-        check_beforehand(one)
+        check_beforehand(one, real=True)
     named = learn.class_names(config)
     if named:  # otherwise they are read with the images, and divided before anything is asked or trained
         Parts.of(named, unseen, plan.seeds[0], config.data.root)

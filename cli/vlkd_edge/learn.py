@@ -166,15 +166,15 @@ def class_names(config: Config) -> tuple[str, ...]:
     return tuple(config.data.classes or CLASSES)
 
 
-def check_domains(config: Config) -> None:
-    """Refuse held-out domains that do not exist, before anything is rendered or decoded.
+def check_domains(config: Config) -> tuple[str, ...]:
+    """Refuse held-out domains that do not exist, before anything is rendered or decoded; gives the other domains.
 
     Raises:
         UsageError: as `scan`, or a domain is unknown.
     """
     where = "the demo world" if config.data.root == "demo" else config.data.root
     needed = config.distill.method != "data-free"
-    domain_data.source_domains(domains(config), config.data.held_out, where, needed=needed)
+    return domain_data.source_domains(domains(config), config.data.held_out, where, needed=needed)
 
 
 def absent(config: Config) -> tuple[Sample, ...]:

@@ -140,6 +140,21 @@ def source_domains(
     return left
 
 
+def check_batch(domains: Sequence[str], batch: int) -> None:
+    """Refuse batches that cannot hold an image of each domain: the others would never be learned from.
+
+    Raises:
+        ConfigError: says how large they must be.
+    """
+    if batch < len(domains):
+        msg = (
+            f"Expected batches (distill.batch) that hold an image of each of the {len(domains)} source domains "
+            f"({', '.join(domains)}), found {batch}: some would never be learned from. Raise it to {len(domains)} "
+            "at least, or take fewer domains with data.domains."
+        )
+        raise ConfigError(msg)
+
+
 def content_key(samples: Iterable[Sample]) -> str:
     """Hash of the images' ids, labels and bytes: it changes whenever anything made from them could."""
     digest = hashlib.sha256()

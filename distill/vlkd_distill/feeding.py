@@ -17,6 +17,7 @@ from torch import Tensor
 from .augment import random_views
 from .augmentation import Augmentation
 from .compute import CPU, autocast
+from .data import check_batch
 from .mapped import Ebb
 from .pixels import PixelStore
 from .processes import ALONE, Ring
@@ -152,10 +153,14 @@ def epoch_rows(domains: Sequence[str], batch: int, generator: torch.Generator) -
 
     Args:
         domains: the domain of each row (N,).
-        batch: images a batch; the remainder of ``batch / domains`` goes to the first domains.
+        batch: images a batch, at least one a domain; the remainder of ``batch / domains`` goes to the first domains.
         generator: source of randomness.
+
+    Raises:
+        ConfigError: a batch cannot hold an image of each domain.
     """
     names = sorted(set(domains))
+    check_batch(names, batch)
     steps = steps_of(len(domains), batch)
     rows_of = {
         name: torch.tensor([i for i, domain in enumerate(domains) if domain == name]) for name in names
@@ -167,9 +172,7 @@ def epoch_rows(domains: Sequence[str], batch: int, generator: torch.Generator) -
         order = [
             rows_of[name][torch.randperm(len(rows_of[name]), generator=generator)] for _ in range(rounds)
         ]
-        streams.append(
-            torch.cat(order)[: steps * share].view(steps, share) if share else torch.zeros(steps, 0).long()
-        )
+        streams.append(torch.cat(order)[: steps * share].view(steps, share))
     yield from torch.cat(streams, 1)
 
 

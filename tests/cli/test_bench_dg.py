@@ -45,8 +45,9 @@ def test_a_table_of_every_method_is_measured_once(tmp_path: Path, bench: Bench) 
         (("--seeds", "0,one"), "--seeds: expected whole numbers"),
         (("--seeds", ""), "--seeds: expected different names"),
         (("--held-out", "skech"), "Did you mean 'sketch'?"),
+        (("--held-out", "sketch", "--set", "distill.batch=3"), "each of the 4 source domains"),
     ],
-    ids=["unknown method", "method twice", "seed", "no seed", "unknown domain"],
+    ids=["unknown method", "method twice", "seed", "no seed", "unknown domain", "batch"],
 )
 def test_mistakes_are_told_before_any_work(
     tmp_path: Path, words: tuple[str, ...], match: str, bench: Bench

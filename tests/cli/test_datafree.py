@@ -110,6 +110,15 @@ def test_a_plan_that_cannot_be_meant_is_refused(rows: str, seeds: str, match: st
         datafree.parse_plan(rows, "sketch", seeds)
 
 
+@pytest.mark.parametrize("row", ["real", "erm"])
+def test_rows_of_real_images_need_a_batch_for_their_domains(tmp_path: Path, row: str) -> None:
+    plan = datafree.parse_plan(row, "sketch", "0")
+    settings = configfile.load(None, (), (*SMALL, "distill.batch=3"))
+    with pytest.raises(ConfigError, match="each of the 4 source domains"):
+        datafree.run(settings, plan, tmp_path / "out", tmp_path / "cache", Console(quiet=True), "again")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command_is_the_one_that_makes_it_again() -> None:
     plan = datafree.parse_plan("real,mix", "sketch", "0,1", 16)
     found = datafree.command_line(

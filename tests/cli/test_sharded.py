@@ -141,8 +141,10 @@ def test_a_build_from_shards_ships(world: Path, tmp_path: Path) -> None:
     [
         ("wds:{world}/nothing-*.tar", (), "Expected shards named <domain>-<number>.tar"),
         ("wds:{world}/shards/*.tar", ("--held-out", "neon"), "'neon', but the domains in"),
+        ("wds:{world}/shards/*.tar", ("--set", "distill.batch=1"), "each of the 2 source domains"),
+        ("{world}/folder", ("--set", "distill.batch=1"), "each of the 2 source domains"),
     ],
-    ids=["no shards", "unknown domain"],
+    ids=["no shards", "unknown domain", "batch", "batch of a folder"],
 )
 def test_mistakes_are_told_before_any_work(
     world: Path, tmp_path: Path, root: str, extra: tuple[str, ...], match: str, bench: Bench

@@ -18,6 +18,7 @@ from vlkd_distill.feeding import Feed, TrainingData, epoch_rows, steps_of
 from vlkd_distill.pixels import PixelStore
 from vlkd_distill.specs import Settings
 from vlkd_distill.styled import StyledStore
+from vlkd_runtime.errors import ConfigError
 
 COUNT = 12
 SETTINGS = Settings(method="kd", batch=6, teacher_view="clean_cached", precision="float32")
@@ -157,8 +158,8 @@ def test_rows_that_select_do_not_train() -> None:
 
 @pytest.mark.parametrize(
     ("sizes", "batch"),
-    [({"a": 20}, 6), ({"a": 30, "b": 4}, 8), ({"a": 7, "b": 7, "c": 7}, 8), ({"a": 3, "b": 3, "c": 3}, 2)],
-    ids=["one domain", "a small one", "a remainder", "less than one each"],
+    [({"a": 20}, 6), ({"a": 30, "b": 4}, 8), ({"a": 7, "b": 7, "c": 7}, 8), ({"a": 3, "b": 3, "c": 3}, 3)],
+    ids=["one domain", "a small one", "a remainder", "one each"],
 )
 def test_batches_are_drawn_evenly(sizes: dict[str, int], batch: int) -> None:
     domains = [name for name, count in sizes.items() for _ in range(count)]
@@ -167,16 +168,23 @@ def test_batches_are_drawn_evenly(sizes: dict[str, int], batch: int) -> None:
     shares = [batch // len(sizes) + (k < batch % len(sizes)) for k in range(len(sizes))]
     for rows in batches:
         assert [Counter(domains[row] for row in rows.tolist())[name] for name in sizes] == shares
-    for name, share in zip(sizes, shares, strict=True):
+    for name in sizes:
         times = Counter(row for rows in batches for row in rows.tolist() if domains[row] == name)
-        if share:  # gone through in whole rounds: nothing is shown twice before everything was shown once
-            assert max(times.values()) - min(times.values() if len(times) == sizes[name] else [0]) <= 1
+        # Gone through in whole rounds: nothing is shown twice before everything was shown once.
+        assert max(times.values()) - min(times.values() if len(times) == sizes[name] else [0]) <= 1
     assert [rows.tolist() for rows in epoch_rows(domains, batch, rng())] == [
         rows.tolist() for rows in batches
     ]
     assert [rows.tolist() for rows in epoch_rows(domains, batch, rng(1))] != [
         rows.tolist() for rows in batches
     ]
+
+
+def test_a_batch_that_would_leave_a_domain_out_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"each of the 3 source domains \(a, b, c\), found 2.* Raise it to 3"
+    ):
+        next(epoch_rows(["c", "a", "a", "b"], 2, rng()))
 
 
 def test_float32_is_never_cast_down() -> None:
