@@ -47,7 +47,12 @@ Variables = Annotated[
 SettingsWords = Annotated[
     list[str] | None, typer.Option("--set", help="section.key=value: override any setting.")
 ]
-Dataset = Annotated[str | None, typer.Option(help="Folder laid out as <domain>/<class>/<image>, or 'demo'.")]
+Dataset = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder laid out as <domain>/<class>/<image>, 'wds:<pattern>' for WebDataset shards, or 'demo'."
+    ),
+]
 Domains = Annotated[str, typer.Option(help="Domains to take, with commas between them; all if empty.")]
 LeftOut = Annotated[str, typer.Option(help="Domains to leave out, one at a time, or 'all'.")]
 ClassNames = Annotated[str | None, typer.Option(help="Class names in label order, with commas between them.")]

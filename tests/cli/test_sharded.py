@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 
 from vlkd_distill import data, demo, webdata
+from vlkd_edge.app import app
 
 Bench = Callable[..., tuple[int, dict[str, Any], str]]
 CLASSES = ("cat", "fish", "tree")
@@ -107,6 +109,14 @@ def test_real_rows_beside_made_ones_are_those_of_the_folder(
     assert [row["method"] for row in by_shards["rows"]] == ["teacher", "real", "single"]
     for one, other in zip(by_folder["rows"], by_shards["rows"], strict=False):
         assert {**one, "dataset": ""} == {**other, "dataset": ""}
+
+
+@pytest.mark.parametrize("verb", ["dg", "disjoint", "data-free"])
+def test_help_names_every_form_of_a_data_set(verb: str) -> None:
+    command: Any = typer.main.get_command(app)
+    options = command.commands["bench"].commands[verb].params
+    (told,) = (option.help for option in options if "--dataset" in option.opts)
+    assert all(form in told for form in ("<domain>/<class>/<image>", "'wds:<pattern>'", "'demo'"))
 
 
 @pytest.mark.slow
