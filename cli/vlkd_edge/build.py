@@ -17,12 +17,24 @@ from vlkd_bench.leaveout import BASELINE
 from vlkd_bench.machine import Machine, read_machine
 from vlkd_bench.samples import Sample
 from vlkd_distill.data import DomainDataset, check_batch
-from vlkd_distill.specs import MethodName
-from vlkd_distill.teacher_names import check_name, form_of
+from vlkd_distill.specs import MethodName, Settings
+from vlkd_distill.teacher_names import check_name
 from vlkd_runtime.errors import ConfigError, UnavailableError
 from vlkd_runtime.vectors import ClassVectors
 
-from . import evidence, further, learn, pruning, reporting, sharded, ship, synthesising, teach, virtualising
+from . import (
+    evidence,
+    further,
+    learn,
+    planned,
+    pruning,
+    reporting,
+    sharded,
+    ship,
+    synthesising,
+    teach,
+    virtualising,
+)
 from .bundling import Places, write
 from .climbing import recipes
 from .config import Config
@@ -52,27 +64,30 @@ def build(config: Config, out: Path, cache: Path, console: Console) -> Outcome:
     """
     target = config.device()
     check_beforehand(config)
+    planned.check(config, dataclasses.replace(config.distill, method=BASELINE))
     with locked(out):
         live = Live(console)
         return _build(config, target, Workspace(out, cache, live.say), live, console)
 
 
-def check_beforehand(config: Config, real: bool | None = None) -> None:
+def check_beforehand(config: Config, runs: Sequence[Settings] = (), *, real: bool | None = None) -> None:
     """Refuse what can be refused before any work starts: names, folders, packages.
 
     Args:
-        config: what is run.
-        real: whether anything learns from real images; as the configured method does when None.
+        config: what is built or measured.
+        runs: every training that is planned, where there are others than the configuration's own.
+        real: whether any of them learns from real images; as their methods do when None.
 
     Raises:
         UsageError: names what to change or install.
     """
+    runs = runs or (config.distill,)
+    free = all(how.method == synthesising.METHOD for how in runs) if real is None else not real
     check_name(config.teacher.model)
     recipes(config.compress.candidates, config.device())
     further.wanted(config.bundle.variants, config.device())
     learn.chosen_templates(config)
-    sources = learn.check_domains(config)
-    free = config.distill.method == synthesising.METHOD if real is None else not real
+    sources = learn.check_domains(config, needed=not free)
     if not free:
         check_batch(sources, config.distill.batch)
     learn.absent(config)
@@ -81,7 +96,7 @@ def check_beforehand(config: Config, real: bool | None = None) -> None:
     if config.data.root != "demo" and not lies_in_shards(config):
         dataset = learn.scan(config)
         images = Images.split(dataset, config.data.held_out, () if free else None)
-        if config.distill.caption_weight > 0:
+        if any(how.reads_captions for how in runs):
             from vlkd_distill.captions import read_captions
 
             read_captions(Path(config.data.captions), images.train)
@@ -91,19 +106,8 @@ def check_beforehand(config: Config, real: bool | None = None) -> None:
                 f"found {len(images.train)}. Add images, or hold fewer domains out."
             )
             raise ConfigError(msg)
-    if form_of(config.teacher.model) == "store" and config.distill.teacher_view == "same_aug":
-        msg = (
-            "A store of embeddings knows no random views: expected distill.teacher_view = 'clean_cached', found "
-            f"'same_aug' with teacher.model = '{config.teacher.model}'."
-        )
-        raise ConfigError(msg)
-    draws_styles = config.distill.method == "vlkd" and config.distill.style_share > 0
-    if form_of(config.teacher.model) == "store" and draws_styles:
-        msg = (
-            "A store of embeddings knows no style views: expected another method than 'vlkd' (distill.method), such as "
-            f"'vl2v-adip', or distill.style_share = 0, with teacher.model = '{config.teacher.model}'."
-        )
-        raise ConfigError(msg)
+    for how in runs:
+        planned.check(config, how)
     packages = (*NEEDED, *(["torch_pruning"] if config.compress.prune.target else []))
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
@@ -136,9 +140,14 @@ class _Learned:
     asked: StageResult
 
 
+def _methods(config: Config) -> tuple[MethodName, ...]:
+    """What a build trains: the baseline and its own method."""
+    return BASELINE, config.distill.method
+
+
 def _build(config: Config, target: Target, workspace: Workspace, live: Live, console: Console) -> Outcome:
     learning = learn.Learning(config, workspace, live)
-    learn.check_models(learning)
+    learn.check_models(learning, _methods(config))
     dataset = learn.dataset(learning)
     learned = _for_the_guard(learning, _learn(learning, dataset))
     # The student's, which ship: a prompt-tuned teacher's are others than the zero-shot ones.
@@ -172,11 +181,10 @@ def _learn(learning: learn.Learning, dataset: DomainDataset) -> _Learned:
     learning.live.banner("Data contract", _contract(config, sources, images))
     learn.check_known(learning, (*images.train, *images.test))
     graphs, trained, answered = {}, vectors_stage, vectors_stage
-    methods: tuple[MethodName, ...] = (BASELINE, config.distill.method)
     with closed(config, dataset):
         store = learn.pixels(learning, images.train)
         usable = learn.usable(store, images.train)
-        for method in methods:
+        for method in _methods(config):
             answered = teach.vectors_for(learning, method, images.train, store, vectors_stage)
             trained = teach.train(learning, method, images.train, store, answered)
             graphs[method] = teach.export(learning, method, trained, store, images.train, answered)

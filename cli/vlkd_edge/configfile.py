@@ -216,7 +216,7 @@ def _check_synthesis(asked: SynthesisSettings) -> list[str]:
 
 
 def _check_processes(config: Config) -> list[str]:
-    """What several processes cannot share."""
+    """What several processes cannot share, whatever the method; `planned` has what depends on it."""
     how = config.distill
     if how.processes == 1:
         return []
@@ -227,13 +227,5 @@ def _check_processes(config: Config) -> list[str]:
         errors.append(
             "distill.processes: expected 1 where distill.batch_norm = 'train', as batch statistics are of one "
             f"process's part of a batch, found {how.processes}. Use 'frozen', or one process."
-        )
-    if how.method == "promptkd" and how.teacher_view == "same_aug":
-        errors.append("distill.processes: expected 1 for promptkd with distill.teacher_view = 'same_aug'.")
-    counted = config.teacher.query_budget is not None or config.teacher.model.startswith("call:")
-    if how.teacher_view == "same_aug" and counted:
-        errors.append(
-            "distill.processes: expected 1 where a teacher whose questions are counted embeds views, found "
-            f"{how.processes}. Use distill.teacher_view = 'clean_cached', or one process."
         )
     return errors

@@ -130,14 +130,16 @@ def class_disjoint(
     """
     domains = plan.held_out if plan.held_out != (ALL,) else learn.domains(config)
     configs = [holding_out(config, name) for name in domains]
+    runs = [_with(config, name, plan.seeds[0]).distill for name in plan.methods]
     for one in configs:
-        check_beforehand(one, real=True)
+        check_beforehand(one, runs)
     named = learn.class_names(config)
     if named:  # otherwise they are read with the images, and divided before anything is asked or trained
         Parts.of(named, unseen, plan.seeds[0], config.data.root)
     with locked(out):
         live = Live(console)
         learning = learn.Learning(config, Workspace(out, cache, live.say), live)
+        learn.check_models(learning, [how.method for how in runs])
         cells: list[DisjointCell] = []
         contracts: list[Mapping[str, typing.Any]] = []
         for position, one in enumerate(configs):

@@ -19,7 +19,7 @@ from vlkd_distill.splits import source_holdout
 from vlkd_runtime.errors import DataError
 from vlkd_runtime.vectors import ClassVectors
 
-from . import sharded
+from . import planned, sharded
 from .config import Config
 from .further import Further
 from .ship import Compressed
@@ -128,14 +128,12 @@ def contract(
         test=len(images.test),
         bad=len(images.train) - len(readable),
     )
-    nothing = method == "vlm-ood" and not how.asks_about_images
-    views: TeacherViews = "none" if nothing else how.teacher_view
-    captions = how.reads_captions
+    views: TeacherViews = how.teacher_view if planned.shows_images(how) else "none"
     copied = config.student.arch == TEACHER
     held_out = config.data.held_out
     aligned = how.align_weights if "align_weights" in how.used() else "last"
     return DataContract.of(
-        method, sources, held_out, views, counts, unseen, captions, copied, how.weights, aligned
+        method, sources, held_out, views, counts, unseen, how.reads_captions, copied, how.weights, aligned
     )
 
 

@@ -15,6 +15,7 @@ from vlkd_bench.predictions import write_predictions
 from vlkd_bench.samples import Sample
 from vlkd_distill import data as domain_data
 from vlkd_distill import teacher_names
+from vlkd_distill.datacontract import describe
 from vlkd_distill.specs import CLIP_PREFIX, TEACHER, MethodName, Settings, StudentSpec
 from vlkd_runtime.errors import ConfigError, DataError
 from vlkd_runtime.preprocess import PreprocessSpec
@@ -94,10 +95,14 @@ class Learning:
         return dataclasses.replace(self.config.distill, method=method)
 
 
-def check_models(learning: Learning) -> None:
+def check_models(learning: Learning, methods: Sequence[MethodName]) -> None:
     """Refuse an unknown student, or weights that cannot be had, before any long work.
 
-    What an earlier build has fetched and used is not asked for again.
+    What an earlier run has fetched and used is not asked for again.
+
+    Args:
+        learning: names teacher and student.
+        methods: every method that is to train; some look inside the teacher.
 
     Raises:
         UsageError: names what to change, install or download.
@@ -109,19 +114,28 @@ def check_models(learning: Learning) -> None:
     frozen = learning.config.distill.frozen_groups
     if frozen:
         inputs["frozen_groups"] = frozen
+    inside = [name for name in dict.fromkeys(methods) if describe(name).white_box]
+    if inside:
+        inputs["inside"] = inside
 
     def work(_: Path) -> None:
         from vlkd_distill import freezing, starting, students
+        from vlkd_distill.methods import METHODS
+        from vlkd_distill.prompting import TextTower
 
-        spec = learning.student_spec()
-        students.check(spec)
+        spec, starts = learning.student_spec(), {METHODS[name].start for name in methods}
+        named = starts != {"teacher"}  # vl2v-sd's student is the teacher's copy, whatever is named
+        if named:
+            students.check(spec)
         with learning.live.task("loading the models", None):
             learning.teacher()
-            if spec.arch == TEACHER:
+            if spec.arch == TEACHER or "teacher" in starts:
                 copied = starting.copy_of(learning.teacher(), spec.image_size)
                 freezing.freeze_first(copied.backbone, frozen)
-            elif not spec.arch.startswith(CLIP_PREFIX):
+            if named and spec.arch != TEACHER and not spec.arch.startswith(CLIP_PREFIX):
                 freezing.freeze_first(students.create(spec, 1).backbone, frozen)
+            if "promptkd" in methods:
+                TextTower.of(learning.open_clip_teacher("promptkd"))
 
     learning.workspace.stage("models", inputs, work)
 
@@ -166,14 +180,17 @@ def class_names(config: Config) -> tuple[str, ...]:
     return tuple(config.data.classes or CLASSES)
 
 
-def check_domains(config: Config) -> tuple[str, ...]:
+def check_domains(config: Config, *, needed: bool) -> tuple[str, ...]:
     """Refuse held-out domains that do not exist, before anything is rendered or decoded; gives the other domains.
+
+    Args:
+        config: names data and held-out domains.
+        needed: whether anything learns from the other domains; if so, one must be left.
 
     Raises:
         UsageError: as `scan`, or a domain is unknown.
     """
     where = "the demo world" if config.data.root == "demo" else config.data.root
-    needed = config.distill.method != "data-free"
     return domain_data.source_domains(domains(config), config.data.held_out, where, needed=needed)
 
 

@@ -110,8 +110,9 @@ def leave_one_out(
     """
     domains = plan.held_out if plan.held_out != (ALL,) else learn.domains(config)
     configs = [holding_out(config, name) for name in domains]
+    runs = [dataclasses.replace(config.distill, method=name) for name in _methods(plan)]
     for one in configs:
-        check_beforehand(one, real=any(name != synthesising.METHOD for name in plan.methods))
+        check_beforehand(one, runs)
     empty = _table(config, plan, (), command, ())
     if earlier is not None:
         earlier = _up_to_date(earlier, config, plan, domains, empty.settings)
@@ -120,6 +121,7 @@ def leave_one_out(
     with locked(out):
         live = Live(console)
         learning = learn.Learning(config, Workspace(out, cache, live.say), live)
+        learn.check_models(learning, _methods(plan))
         cells: list[Cell] = []
         contracts: list[Mapping[str, Any]] = []
         for position, one in enumerate(configs):
@@ -129,6 +131,10 @@ def leave_one_out(
             contracts += [contract.as_json() for contract in seen]
     made = dataclasses.replace(_table(config, plan, cells, command, contracts), notes=tuple(notes))
     return made if earlier is None else earlier.with_more(made)
+
+
+def _methods(plan: Plan) -> tuple[MethodName, ...]:
+    return typing.cast("tuple[MethodName, ...]", plan.methods)  # which `parse_plan` has looked at
 
 
 def _up_to_date(
@@ -190,7 +196,7 @@ def _held_out(
     config = learning.config
     dataset = learn.dataset(learning)
     images = Images.split(dataset, config.data.held_out)
-    methods = typing.cast("tuple[MethodName, ...]", plan.methods)
+    methods = _methods(plan)
     key = learn.teacher_key(config)
     vectors_stage = learn.class_vectors(learning, dataset.classes, key)
     vectors = ClassVectors.load(vectors_stage.folder / "class_vectors.safetensors")

@@ -68,7 +68,7 @@ NEEDS: dict[str, Needs] = {
         _TAUGHT + "the student starts as a copy of the teacher's image encoder, so its weights are needed.",
     ),
     "promptkd": Needs(
-        False, False, True, True, True, False,
+        False, False, True, True, True, True,
         "Learns from images of the task without labels, novel classes among them, and from the teacher's "
         "embeddings of them; all class names are known beforehand. A prompt-tuned teacher has seen labels of "
         "the base classes before.",
@@ -223,7 +223,7 @@ class DataContract:
     def text(self) -> str:
         """What the method looks at, as a sentence or two."""
         needs = describe(self.method)
-        more = f" {_COPIED}" if self.copied and not needs.white_box else ""
+        more = f" {_COPIED}" if self.copied and self.method != "vl2v-sd" else ""  # whose text says it
         more += f" {_CAPTIONS}" if self.captions else ""
         if needs.teacher_images and self.teacher_views == "none":
             text = "Learns from labelled images of the source domains and from the class texts; no image is embedded."

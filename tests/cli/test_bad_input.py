@@ -169,7 +169,8 @@ def test_a_store_that_lacks_images_is_refused_before_any_training(
         )  # fmt: skip
 
     add("a.safetensors", known)
-    words, settings = (BUILD, HELD_OUT) if verb == "build" else (DG, ())
+    # A table does not train the configuration's own method, which draws style views of which a store knows nothing.
+    words, settings = (BUILD, HELD_OUT) if verb == "build" else (DG, ("distill.method=vlkd",))
     code, answer = edge(*words, settings=(f"teacher.model=store:{place}", *settings))
     message = answer["error"]["message"]
     assert code == 2 and "has no embedding of 18 of" in message and "and 13 more. It holds" in message
@@ -212,3 +213,92 @@ def test_data_that_are_too_little_for_the_question(
     code, answer = edge(*words, settings=settings)
     assert code == 2 and match in answer["error"]["message"], answer
     assert not (tmp_path / "out/stages").exists()
+
+
+STORE = "teacher.model=store:{}/store.safetensors"
+CALL = "teacher.model=call:json:loads"
+SHARED = ("distill.processes=2", "distill.batch_norm=frozen", "distill.teacher_view=same_aug")
+
+
+@pytest.mark.parametrize(
+    ("words", "settings", "match"),
+    [
+        (("bench", "dg", "--methods", "erm,vlkd"), ("distill.method=kd", STORE), "knows no style views"),
+        (
+            ("bench", "dg", "--methods", "erm,kd"),
+            (STORE, "distill.teacher_view=same_aug"),
+            "knows no random views",
+        ),
+        (("bench", "dg", "--methods", "erm,promptkd"), (CALL,), "promptkd looks inside the teacher"),
+        (("bench", "dg", "--methods", "erm,vl2v-sd"), (STORE,), "vl2v-sd looks inside the teacher"),
+        (
+            ("bench", "dg", "--methods", "erm,vl2v-sd"),
+            ("teacher.query_budget=9",),
+            "found 'demo' with a budget of 9",
+        ),
+        (
+            ("bench", "dg", "--methods", "erm"),
+            (CALL, "student.arch=teacher"),
+            "is a copy of the teacher's image encoder",
+        ),
+        (
+            ("bench", "dg", "--methods", "promptkd,erm"),
+            ("student.arch=clip:demo", "student.options={}"),
+            "trained by promptkd only, found erm. Leave",
+        ),
+        (
+            ("bench", "dg", "--methods", "erm,kd"),
+            (*SHARED, "teacher.query_budget=9"),
+            "a teacher whose questions are counted embeds views",
+        ),
+        (("bench", "dg", "--methods", "erm,promptkd"), SHARED, "expected 1 for promptkd with"),
+        (
+            ("bench", "disjoint", "--methods", "ce-only,promptkd-seen", "--unseen", "dog"),
+            (CALL,),
+            "promptkd looks inside the teacher",
+        ),
+        (BUILD, ("distill.method=vl2v-sd", CALL, *HELD_OUT), "vl2v-sd looks inside the teacher"),
+        (
+            BUILD,
+            ("distill.method=promptkd", "student.arch=clip:demo", *HELD_OUT),
+            "which every build trains beside its method",
+        ),
+    ],
+    ids=[
+        "styles-of-a-store",
+        "views-of-a-store",
+        "dg-promptkd",
+        "dg-vl2v-sd",
+        "dg-budget",
+        "dg-copy",
+        "dg-clip-tower",
+        "dg-counted-views",
+        "dg-promptkd-views",
+        "disjoint-promptkd",
+        "build-vl2v-sd",
+        "build-clip-tower",
+    ],
+)
+def test_what_a_planned_method_cannot_have_is_told_before_any_work(
+    tmp_path: Path,
+    edge: Edge,
+    write_data: WriteData,
+    words: tuple[str, ...],
+    settings: tuple[str, ...],
+    match: str,
+) -> None:
+    write_data()
+    (tmp_path / "store.safetensors").write_bytes(b"")
+    code, answer = edge(*words, settings=tuple(setting.format(tmp_path) for setting in settings))
+    assert code == 2 and match in answer["error"]["message"], answer
+    assert not (tmp_path / "out/stages").exists()
+
+
+def test_what_the_models_of_a_planned_method_cannot_do_is_told_before_any_training(
+    tmp_path: Path, edge: Edge, write_data: WriteData
+) -> None:
+    write_data()
+    words = ("bench", "dg", "--held-out", "sketch", "--methods", "erm,vl2v-sd")
+    code, answer = edge(*words, settings=("distill.frozen_groups=1",))
+    assert code == 2 and "needs a timm network" in answer["error"]["message"], answer
+    assert trained(tmp_path / "out") == []

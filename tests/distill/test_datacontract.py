@@ -30,7 +30,7 @@ COUNTS = Counts(train=80, selection=0, calibration=16, test=20)
         pytest.param("kd", 1, 1, 0, 1, 1, 0, id="kd"),
         pytest.param("vl2v-adip", 1, 1, 0, 1, 1, 0, id="vl2v-adip"),
         pytest.param("vl2v-sd", 1, 1, 0, 1, 1, 1, id="vl2v-sd"),
-        pytest.param("promptkd", 0, 0, 1, 1, 1, 0, id="promptkd"),
+        pytest.param("promptkd", 0, 0, 1, 1, 1, 1, id="promptkd"),
         pytest.param("vlm-ood", 1, 1, 0, 1, 1, 0, id="vlm-ood"),
         pytest.param("data-free", 0, 0, 0, 1, 1, 0, id="data-free"),
         pytest.param("vlkd", 1, 1, 0, 1, 1, 0, id="vlkd"),
