@@ -87,17 +87,10 @@ def _prompted(config: Config, how: Settings) -> list[str]:
 
 def _shared(config: Config, how: Settings) -> list[str]:
     """What several processes cannot share."""
-    if how.processes == 1 or how.teacher_view != "same_aug" or not shows_images(how):
+    counted = config.teacher.query_budget is not None or form_of(config.teacher.model) == "call"
+    if how.processes == 1 or how.teacher_view != "same_aug" or not shows_images(how) or not counted:
         return []
-    errors = []
-    if how.method == "promptkd":
-        errors.append(
-            "distill.processes: expected 1 for promptkd with distill.teacher_view = 'same_aug', found "
-            f"{how.processes}."
-        )
-    if config.teacher.query_budget is not None or config.teacher.model.startswith("call:"):
-        errors.append(
-            "distill.processes: expected 1 where a teacher whose questions are counted embeds views, found "
-            f"{how.processes}. Use distill.teacher_view = 'clean_cached', or one process."
-        )
-    return errors
+    return [
+        "distill.processes: expected 1 where a teacher whose questions are counted embeds views, found "
+        f"{how.processes}. Use distill.teacher_view = 'clean_cached', or one process."
+    ]

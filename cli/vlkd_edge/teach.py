@@ -131,7 +131,7 @@ def train(
         settings = dataclasses.replace(settings, frozen_groups=0)
 
     def work(folder: Path) -> None:
-        from vlkd_distill import checkpoints, methods, training, training_run
+        from vlkd_distill import checkpoints, methods, prompt_learning, training, training_run
         from vlkd_distill.recovery import Recovering, Recovery
 
         stored = load_vectors(vectors)
@@ -160,6 +160,7 @@ def train(
             cache=learning.workspace.cache,
             folder=folder,
             recovery=recovery,
+            prompts=vectors.folder / prompt_learning.FILE if method == "promptkd" else None,
         )
         with learning.live.task(
             f"{'training' if changed is None else 'recovering'} {method}",

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vlkd_runtime.errors import ConfigError, first_line
 from vlkd_runtime.preprocess import PreprocessSpec
 
+from .processes import ALONE, Ring
 from .prompting import encode_images, takes_visual_prompts
 from .students import Student
 from .teachers import OpenClipTeacher
@@ -33,6 +34,7 @@ class TwoLayerProjector(nn.Module):
         first: ``(B, n)`` to ``(B, D)``.
         norm: over the batch as in the paper, or over each row, which small batches do not disturb.
         second: ``(B, D)`` to ``(B, D)``.
+        ring: the processes that share each batch in training, whose statistics are of the whole batch.
 
     References:
         PromptKD, section 3.3 and its code (batch norm between the layers).
@@ -53,19 +55,40 @@ class TwoLayerProjector(nn.Module):
             self.first = nn.Linear(features, outputs)
             self.norm = nn.BatchNorm1d(outputs) if norm == "batch" else nn.LayerNorm(outputs)
             self.second = nn.Linear(outputs, outputs)
+        self.ring = ALONE
 
     def forward(self, features: Tensor) -> Tensor:
         """Project ``(B, n)`` to ``(B, D)``."""
         x, norm = self.first(features), self.norm
-        if isinstance(norm, nn.BatchNorm1d):
-            # By this module's mode and not the layer's: frozen batch norm keeps the statistics of start
-            # weights, and a fresh layer has none worth keeping.
-            own = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-            x = F.batch_norm(x, *own, training=self.training, momentum=norm.momentum or 0.0, eps=norm.eps)
-        else:
-            x = norm(x)
+        x = self._over_the_batch(x, norm) if isinstance(norm, nn.BatchNorm1d) else norm(x)
         projected: Tensor = self.second(F.relu(x))
         return projected
+
+    def _over_the_batch(self, x: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+        """Batch norm of ``(B, D)``, by this module's mode and not the layer's.
+
+        Frozen batch norm keeps the statistics of start weights, and a fresh layer has none worth keeping.
+        """
+        if not self.training or self.ring.count == 1:
+            own = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+            return F.batch_norm(x, *own, training=self.training, momentum=norm.momentum or 0.0, eps=norm.eps)
+        rows = x.float()
+        sums = self.ring.add_up(torch.cat([rows.sum(0), rows.new_tensor([float(len(rows))])]))
+        count = float(sums[-1].detach())
+        mean = sums[:-1] / count
+        variance = self.ring.add_up((rows - mean).square().sum(0)) / count
+        assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
+        with torch.no_grad():
+            norm.running_mean.lerp_(mean, norm.momentum)
+            norm.running_var.lerp_(variance * count / max(1.0, count - 1), norm.momentum)
+        return ((rows - mean) * torch.rsqrt(variance + norm.eps) * norm.weight + norm.bias).to(x.dtype)
+
+
+def share_statistics(student: nn.Module, ring: Ring) -> None:
+    """Let a student's projector, if it has one, take its statistics of the whole batch of these processes."""
+    for module in student.modules():
+        if isinstance(module, TwoLayerProjector):
+            module.ring = ring
 
 
 class PromptedTower(nn.Module):

@@ -1,8 +1,9 @@
 """One training in several processes: each runs the network on its part of every batch.
 
 All processes draw the same batches and views from the same seeds, and each loss is taken of the whole batch's
-outputs, so that losses that compare samples, and means over a part of them, are what one process computes. The
-gradients of the parts are added up: the sum is the gradient of one process, up to rounding.
+outputs, so that losses that compare samples, and means over a part of them, are what one process computes; so are
+statistics that a layer takes of a batch (`Ring.add_up`). The gradients of the parts are added up: the sum is the
+gradient of one process, up to rounding.
 
 Letters used in shapes: B batch, D width of the head.
 """
@@ -58,6 +59,13 @@ class Ring:
         joined: Tensor = _Join.apply(own.float(), self.part(total), total)
         return joined
 
+    def add_up(self, own: Tensor) -> Tensor:
+        """Add up what each process has of its part of a batch, with gradient: a part hears what all say of the sum."""
+        if self.count == 1:
+            return own
+        total: Tensor = _AddUp.apply(own)
+        return total
+
     def add_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Add up the gradients of all processes, in place."""
         if self.count == 1:
@@ -88,6 +96,22 @@ class _Join(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         return gradients[0][ctx.part], None, None
+
+
+class _AddUp(torch.autograd.Function):
+    """The sum over the processes; backward adds up what each process's part of the loss says of it."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        total = own.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
 
 
 def run(

@@ -17,6 +17,7 @@ from torch import Tensor
 from . import averaging, checkpoints, losses
 from .augment import clean_views
 from .augmentation import Augmentation
+from .clip_student import share_statistics
 from .compute import CPU, autocast
 from .feeding import Feed, TrainingData, epoch_rows, steps_of
 from .freezing import freeze_first
@@ -72,6 +73,7 @@ def train(
     student.to(device)
     method.to(device)
     feed = Feed(method, settings, data, augmentation, ring, device)
+    share_statistics(student, ring)
     resumed = checkpoints.load(folder)
     kept = torch.from_numpy(data.rows)
     stages = method.stages()
@@ -127,6 +129,7 @@ def train(
         if features is not None:
             features.remove()
         averaging.select(student, keeper.final())
+    share_statistics(student, ALONE)
     student.eval().requires_grad_(False).to(CPU)
     method.to(CPU)
     return student

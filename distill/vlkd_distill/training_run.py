@@ -17,12 +17,13 @@ from .compute import device_of
 from .feeding import TrainingData
 from .pixels import PixelStore
 from .processes import Ring
+from .prompting import PromptedTeacher
 from .recovery import Recovering, Recovery, hold_zeros
 from .specs import Settings, StudentSpec
 from .stages import Method
 from .students import Student
 from .styled import StyledStore
-from .teachers import Teacher
+from .teachers import OpenClipTeacher, Teacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class TrainingRun:
         folder: where the checkpoint lies.
         closed: files and folders that no process may open while it trains; as it is when this is made.
         recovery: what to go on from; None for a training from the start.
+        prompts: file of the prompts with which the teacher sees views; None where it sees them as it is.
     """
 
     settings: Settings
@@ -62,6 +64,7 @@ class TrainingRun:
     folder: Path
     closed: tuple[Path, ...] = field(default_factory=datacontract.forbidden)
     recovery: Recovery | None = None
+    prompts: Path | None = None
 
     def train(
         self, data: TrainingData, teacher: Callable[[], Teacher], on_step: training.OnStep = lambda *_: None
@@ -98,11 +101,19 @@ class TrainingRun:
         )
         styled = None if self.styled is None else StyledStore.open(self.styled, self.settings.styles)
         store = PixelStore.open(self.store, self.samples)
-        teacher = self._load() if self.views else None
+        teacher = self._seer() if self.views else None
         return TrainingData(store, embeddings, teacher, styled, self.selection, captions)
 
     def _load(self) -> Teacher:
         return teacher_loading.load(self.teacher, self.cache)
+
+    def _seer(self) -> Teacher:
+        """Who embeds the views: the teacher, or the teacher with its learned prompts."""
+        plain = self._load()
+        if self.prompts is None:
+            return plain
+        assert isinstance(plain, OpenClipTeacher)  # or there would be no prompts
+        return PromptedTeacher.load(self.prompts, plain)
 
     def _go(
         self, ring: Ring, data: TrainingData, teacher: Callable[[], Teacher], on_step: training.OnStep

@@ -251,7 +251,6 @@ SHARED = ("distill.processes=2", "distill.batch_norm=frozen", "distill.teacher_v
             (*SHARED, "teacher.query_budget=9"),
             "a teacher whose questions are counted embeds views",
         ),
-        (("bench", "dg", "--methods", "erm,promptkd"), SHARED, "expected 1 for promptkd with"),
         (
             ("bench", "disjoint", "--methods", "ce-only,promptkd-seen", "--unseen", "dog"),
             (CALL,),
@@ -273,7 +272,6 @@ SHARED = ("distill.processes=2", "distill.batch_norm=frozen", "distill.teacher_v
         "dg-copy",
         "dg-clip-tower",
         "dg-counted-views",
-        "dg-promptkd-views",
         "disjoint-promptkd",
         "build-vl2v-sd",
         "build-clip-tower",

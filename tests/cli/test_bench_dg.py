@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from vlkd_runtime.tensorfile import read_tensors
 
 Bench = Callable[..., tuple[int, dict[str, Any], str]]
 
@@ -106,3 +109,27 @@ def test_a_few_images_a_class_are_learned_from_and_all_are_measured_on(tmp_path:
     classes = 16
     assert contract["counts"]["train"] == 2 * classes * len(contract["sources"])
     assert contract["counts"]["test"] > contract["counts"]["train"] / 2
+
+
+def test_two_processes_train_what_one_trains(
+    tmp_path: Path, edge: Callable[..., tuple[int, dict[str, Any]]], write_data: Callable[..., Path]
+) -> None:
+    write_data()
+    settings = (
+        "distill.batch_norm=frozen",
+        "distill.teacher_view=same_aug",
+        "prompts.epochs=1",
+        "prompts.shots=4",
+    )
+    students = []
+    for count in ("1", "2"):
+        words = ("bench", "dg", "--held-out", "sketch", "--methods", "promptkd")
+        code, table = edge(*words, out=count, settings=(*settings, f"distill.processes={count}"))
+        assert code == 0, table
+        (weights,) = tmp_path.glob(f"{count}/stages/promptkd-*/student.safetensors")
+        students.append(read_tensors(weights.read_bytes(), where=count)[0])
+    one, two = students
+    assert one.keys() == two.keys()
+    # The norm takes the first layer's bias off again: its gradient is rounding alone.
+    for name in one.keys() - {"head.first.bias", "head.norm.running_mean"}:
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-3, atol=2e-5, err_msg=name)

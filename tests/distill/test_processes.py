@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import multiprocessing
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from vlkd_bench.samples import Sample
 from vlkd_distill import datacontract, processes
 from vlkd_distill.augment import random_views
 from vlkd_distill.augmentation import Augmentation
 from vlkd_distill.processes import Ring
+from vlkd_distill.prompting import PromptedTeacher
 from vlkd_distill.specs import Settings, StudentSpec
-from vlkd_distill.teachers import Teacher
+from vlkd_distill.teachers import OpenClipTeacher, Teacher
 from vlkd_distill.training_run import TrainingRun
 from vlkd_runtime.atomic import write_text
 from vlkd_runtime.errors import UnavailableError
@@ -80,6 +84,29 @@ def training_run(root: Path, count: int, method: str, epochs: int) -> TrainingRu
     )
 
 
+def with_prompted_views(run: TrainingRun) -> TrainingRun:
+    """The same run with a vision transformer that sees the views with learned tokens in place of stored answers."""
+    folder = run.folder / "teacher"
+    folder.mkdir()
+    vision = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
+    text = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    parts = {"embed_dim": 8, "vision_cfg": vision, "text_cfg": text}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": parts, "preprocess_cfg": {}}))
+    torch.manual_seed(1)
+    save_file(open_clip.model.CLIP(8, vision, text).state_dict(), folder / "open_clip_model.safetensors")
+    plain = OpenClipTeacher.load(f"local-dir:{folder}")
+    prompted = PromptedTeacher(plain, torch.randn(1, 2, 16), torch.randn(2, 2, 32))
+    prompted.save(run.folder / "prompts.safetensors")
+    return dataclasses.replace(
+        run,
+        settings=dataclasses.replace(run.settings, teacher_view="same_aug"),
+        embeddings=None,
+        views=True,
+        teacher=plain.name,
+        prompts=run.folder / "prompts.safetensors",
+    )
+
+
 def no_teacher() -> Teacher:
     raise AssertionError("no student here is made of its teacher")
 
@@ -101,6 +128,15 @@ def test_two_processes_train_the_student_of_one(tmp_path: Path, method: str) -> 
         torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=2e-5)
     moved = max(float((one[name] - start[name]).abs().max()) for name in one if "weight" in name)
     assert moved > 20 * 2e-5  # or the tolerance would say nothing
+
+
+def test_two_processes_match_a_prompted_teacher_by_statistics_of_the_whole_batch(tmp_path: Path) -> None:
+    one, two = (trained(with_prompted_views(training_run(tmp_path, n, "promptkd", 2))) for n in (1, 2))
+    start = trained(with_prompted_views(training_run(tmp_path / "start", 1, "promptkd", 0)))
+    assert float((one["head.first.weight"] - start["head.first.weight"]).abs().max()) > 20 * 2e-5
+    # The norm takes the first layer's bias off again: its gradient is rounding alone.
+    for name in one.keys() - {"head.first.bias", "head.norm.running_mean"}:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=2e-5, msg=name)
 
 
 @pytest.mark.slow
