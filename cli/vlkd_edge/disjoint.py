@@ -185,7 +185,7 @@ def _seed(
     for name, run in runs.items():
         may_see = images if name == PROMPTED else shown
         banner = _contract(run, dataset, may_see, parts, name).banner()
-        learning.live.banner(f"Data contract, {name}", (*banner, _setting(name, parts, config)))
+        learning.live.banner(f"Data contract, {name}", (*banner, _setting(name)))
     key = learn.teacher_key(config)
     every = learn.class_vectors(learning, dataset.classes, key)
     learn.check_known(learning, (*(images if PROMPTED in runs else shown).train, *images.test))
@@ -222,7 +222,7 @@ def _seed(
         cells.append(cell(name, *[_answers(run, name, graph, part) for part in own]))
         all_seen = dataclasses.replace(images, train=train)
         seen = _contract(run, dataset, all_seen, parts, name, learn.usable(pixels, train)).as_json()
-        text = f"{seen['text']} {_setting(name, parts, config)}"
+        text = f"{seen['text']} {_setting(name)}"
         contracts.append(seen | {"method": name, "seed": seed, "text": text})
     return cells, contracts
 
@@ -238,15 +238,11 @@ def _parts(
     return unseen, seen
 
 
-def _setting(name: str, parts: Parts, config: Config) -> str:
+def _setting(name: str) -> str:
     """Whether a row is shown images of unseen classes, in words."""
-    shots = config.prompts.shots
-    few = f"{shots} labelled images of each" if shots else "the labelled images"
-    learned = f"The prompts were learned from {few} of the {len(parts.seen)} seen classes alone."
     if name == PROMPTED:
-        return f"Transductive: unlabelled train images of the unseen classes are learned from, too. {learned}"
-    inductive = "Inductive: no image of an unseen class is learned from."
-    return f"{inductive} {learned}" if name == PROMPTED_SEEN else inductive
+        return "Transductive: unlabelled train images of the unseen classes are learned from, too."
+    return "Inductive: no image of an unseen class is learned from."
 
 
 def _with(config: Config, name: str, seed: int) -> Config:
@@ -268,7 +264,8 @@ def _contract(
     config = run.config
     sources = dataset.sources(config.data.held_out)
     unseen = () if name == PROMPTED else parts.unseen
-    return contract(config, config.distill.method, sources, images, usable, unseen)
+    prompted = f"each of the {len(parts.seen)} seen classes alone"
+    return contract(config, config.distill.method, sources, images, usable, unseen, prompted)
 
 
 def _slice(learning: learn.Learning, every: StageResult, names: tuple[str, ...]) -> StageResult:

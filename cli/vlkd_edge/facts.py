@@ -107,6 +107,7 @@ def contract(
     images: Images,
     usable: Sequence[Sample] | None = None,
     unseen: Sequence[str] = (),
+    prompted: str = "each class",
 ) -> DataContract:
     """What a method may look at in one run.
 
@@ -117,6 +118,7 @@ def contract(
         images: those of the run.
         usable: the train images that could be decoded; None before that is known.
         unseen: classes whose images are only measured on.
+        prompted: classes whose labelled images teach promptkd's prompts, in words.
     """
     how = dataclasses.replace(config.distill, method=method)
     readable = images.train if usable is None else usable
@@ -130,11 +132,25 @@ def contract(
     )
     views: TeacherViews = how.teacher_view if planned.shows_images(how) else "none"
     copied = config.student.arch == TEACHER
-    held_out = config.data.held_out
-    aligned = how.align_weights if "align_weights" in how.used() else "last"
     return DataContract.of(
-        method, sources, held_out, views, counts, unseen, how.reads_captions, copied, how.weights, aligned
+        method,
+        sources,
+        config.data.held_out,
+        views,
+        counts,
+        unseen,
+        captions=how.reads_captions,
+        copied=copied,
+        rule=how.weights,
+        aligned=how.align_weights if "align_weights" in how.used() else "last",
+        prompts=_prompts(config, prompted) if method == "promptkd" else "",
     )
+
+
+def _prompts(config: Config, classes: str) -> str:
+    """Which labelled images teach the prompts, as a sentence."""
+    shots = config.prompts.shots
+    return f"The prompts are learned from {shots or 'all'} labelled images of {classes}."
 
 
 @dataclass(frozen=True, slots=True)

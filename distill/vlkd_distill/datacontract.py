@@ -28,9 +28,9 @@ class Needs:
     """What a method asks for.
 
     Attributes:
-        labels: the class of each training image.
+        labels: the class of each training image, or of a few of them.
         source_images: images of the source domains.
-        unlabelled_images: images of the task without labels, of every class it names.
+        unlabelled_images: training images whose class is not looked at.
         teacher_images: the teacher's embeddings of training images.
         class_texts: the teacher's embeddings of the class names.
         white_box: the teacher's weights, not only its answers.
@@ -68,10 +68,10 @@ NEEDS: dict[str, Needs] = {
         _TAUGHT + "the student starts as a copy of the teacher's image encoder, so its weights are needed.",
     ),
     "promptkd": Needs(
-        False, False, True, True, True, True,
-        "Learns from images of the task without labels, novel classes among them, and from the teacher's "
-        "embeddings of them; all class names are known beforehand. A prompt-tuned teacher has seen labels of "
-        "the base classes before.",
+        True, True, True, True, True, True,
+        "Learns the teacher's prompts from a few labelled images of the source domains, which needs its weights; the "
+        "student learns from images of these domains without their labels, by the prompt-tuned teacher's embeddings "
+        "of them. All class names are known beforehand.",
     ),
     "vlm-ood": Needs(
         True, True, False, True, True, False,
@@ -140,8 +140,8 @@ class DataContract:
         method: key of `NEEDS`.
         sources: domains that are learned from.
         held_out: domains that nothing learns from or is selected by.
-        labels: whether labels of training images are used.
-        unlabelled: whether images without labels are used.
+        labels: whether labels of training images are used, be it of a few.
+        unlabelled: whether training images are used without their labels.
         teacher_views: what the teacher embeds: the student's augmented views, each clean image once, or none.
         counts: of images.
         unseen: classes whose images are only measured on.
@@ -149,6 +149,7 @@ class DataContract:
         copied: whether the student starts as a copy of the teacher's image encoder, whatever the method.
         rule: which weights a training ends with.
         aligned: which ones its first stage of two ends with.
+        prompts: which labelled images teach the teacher's prompts, as a sentence; empty where none are learned.
     """
 
     method: str
@@ -163,6 +164,7 @@ class DataContract:
     copied: bool = False
     rule: Rule = "last"
     aligned: Rule = "last"
+    prompts: str = ""
 
     def __post_init__(self) -> None:
         needs = describe(self.method)
@@ -196,6 +198,7 @@ class DataContract:
         copied: bool = False,
         rule: Rule = "last",
         aligned: Rule = "last",
+        prompts: str = "",
     ) -> DataContract:
         """The contract that a method asks for; one that asks no teacher has no views, whatever is given.
 
@@ -206,12 +209,13 @@ class DataContract:
         views: TeacherViews = teacher_views if needs.teacher_images else "none"
         domains = tuple(sources), tuple(held_out)
         used = needs.labels, needs.unlabelled_images
-        return cls(method, *domains, *used, views, counts, tuple(unseen), captions, copied, rule, aligned)
+        own = captions, copied, rule, aligned, prompts
+        return cls(method, *domains, *used, views, counts, tuple(unseen), *own)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, with what the method asks for in words."""
         plain = dataclasses.asdict(self)
-        for name in ("captions", "copied"):  # which earlier results do not have
+        for name in ("captions", "copied", "prompts"):  # which earlier results do not have
             if not plain[name]:
                 del plain[name]
         for name in ("rule", "aligned"):
@@ -223,7 +227,8 @@ class DataContract:
     def text(self) -> str:
         """What the method looks at, as a sentence or two."""
         needs = describe(self.method)
-        more = f" {_COPIED}" if self.copied and self.method != "vl2v-sd" else ""  # whose text says it
+        more = f" {self.prompts}" if self.prompts else ""
+        more += f" {_COPIED}" if self.copied and self.method != "vl2v-sd" else ""  # whose text says it
         more += f" {_CAPTIONS}" if self.captions else ""
         if needs.teacher_images and self.teacher_views == "none":
             text = "Learns from labelled images of the source domains and from the class texts; no image is embedded."
@@ -246,7 +251,8 @@ class DataContract:
         lines = [
             f"{self.method}: {self.text}",
             f"Training: {counts.train} images, domains {', '.join(self.sources) or 'none'}; "
-            f"labels {_used(self.labels)}, unlabelled images {_used(self.unlabelled)}.{bad}",
+            f"labels {'used for the prompts alone' if self.prompts else _used(self.labels)}, "
+            f"unlabelled images {_used(self.unlabelled)}.{bad}",
             views,
             f"Checkpoint chosen by {judges}: {_ENDS_WITH[self.rule]}."
             + (f" The first stage's: {_ENDS_WITH[self.aligned]}." if self.aligned != "last" else ""),

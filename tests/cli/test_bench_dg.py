@@ -79,6 +79,8 @@ def test_a_table_grows_without_running_a_cell_again(tmp_path: Path, bench: Bench
     assert code == 0, errors
     assert [row["method"] for row in grown["rows"]] == ["teacher", "erm", "promptkd", "vl2v-sd", "vlkd"]
     assert grown["rows"][:2] == first["rows"]
+    (prompted,) = (one for one in grown["contract"] if one["method"] == "promptkd")
+    assert prompted["labels"] and "learned from 2 labelled images of each class." in prompted["text"]
     assert not list((tmp_path / "two" / "stages").glob("erm-*"))
     assert json.loads((tmp_path / "results.json").read_text()) == grown
     other = ("--methods", "vlkd", "--set", "distill.distance_weight=0.5")

@@ -127,7 +127,7 @@ def test_promptkd_goes_from_base_to_novel_classes(
     assert contract["promptkd-seen"]["counts"]["train"] == sum(sample.label < 3 for sample in train)
     assert (
         "Inductive" in contract["promptkd-seen"]["text"]
-        and "3 seen classes" in contract["promptkd-seen"]["text"]
+        and "4 labelled images of each of the 3 seen classes alone" in contract["promptkd-seen"]["text"]
     )
 
     # The same numbers by hand: each image alone, each class's prompt alone, each half of the classes alone.

@@ -30,7 +30,7 @@ COUNTS = Counts(train=80, selection=0, calibration=16, test=20)
         pytest.param("kd", 1, 1, 0, 1, 1, 0, id="kd"),
         pytest.param("vl2v-adip", 1, 1, 0, 1, 1, 0, id="vl2v-adip"),
         pytest.param("vl2v-sd", 1, 1, 0, 1, 1, 1, id="vl2v-sd"),
-        pytest.param("promptkd", 0, 0, 1, 1, 1, 1, id="promptkd"),
+        pytest.param("promptkd", 1, 1, 1, 1, 1, 1, id="promptkd"),
         pytest.param("vlm-ood", 1, 1, 0, 1, 1, 0, id="vlm-ood"),
         pytest.param("data-free", 0, 0, 0, 1, 1, 0, id="data-free"),
         pytest.param("vlkd", 1, 1, 0, 1, 1, 0, id="vlkd"),
@@ -89,6 +89,16 @@ def test_banner_names_the_guard_and_unseen_classes_where_there_are_any() -> None
     assert plain.as_json()["counts"]["train"] == 80 and plain.as_json()["text"] in bare
 
 
+def test_promptkd_says_whose_labels_it_reads() -> None:
+    sentence = "The prompts are learned from 16 labelled images of each class."
+    made = DataContract.of("promptkd", ["a"], ["b"], "clean_cached", COUNTS, prompts=sentence)
+    text = "\n".join(made.banner())
+    assert sentence in made.text and "labels used for the prompts alone, unlabelled images used" in text
+    assert "novel" not in text and "which needs its weights" in text
+    assert made.as_json()["labels"] is True and made.as_json()["prompts"] == sentence
+    assert "prompts" not in DataContract.of("kd", ["a"], ["b"], "none", COUNTS).as_json()
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -104,7 +114,7 @@ def test_banner_names_the_guard_and_unseen_classes_where_there_are_any() -> None
             id="count",
         ),
         pytest.param(
-            lambda: DataContract("promptkd", (), ("b",), True, True, "same_aug", COUNTS),
+            lambda: DataContract("data-free", (), ("b",), True, False, "same_aug", COUNTS),
             "labels are used, expected not used",
             id="labels",
         ),
