@@ -60,7 +60,7 @@ def build(config: Config, out: Path, cache: Path, console: Console) -> Outcome:
 
     Raises:
         UsageError: the caller's mistake, found before any long work where it can be.
-        RefusalError: a parity check or a calibration said no.
+        RefusalError: a training ran away, or a parity check or a calibration said no.
     """
     target = config.device()
     check_beforehand(config)

@@ -209,8 +209,19 @@ class DataContract:
         views: TeacherViews = teacher_views if needs.teacher_images else "none"
         domains = tuple(sources), tuple(held_out)
         used = needs.labels, needs.unlabelled_images
-        own = captions, copied, rule, aligned, prompts
-        return cls(method, *domains, *used, views, counts, tuple(unseen), *own)
+        return cls(
+            method,
+            *domains,
+            *used,
+            teacher_views=views,
+            counts=counts,
+            unseen=tuple(unseen),
+            captions=captions,
+            copied=copied,
+            rule=rule,
+            aligned=aligned,
+            prompts=prompts,
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, with what the method asks for in words."""

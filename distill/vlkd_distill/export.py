@@ -19,7 +19,7 @@ import torch
 
 from vlkd_runtime.atomic import write_bytes
 from vlkd_runtime.engines import open_engine
-from vlkd_runtime.errors import ParityError
+from vlkd_runtime.errors import ParityError, TrainingError
 from vlkd_runtime.preprocess import PreprocessSpec
 from vlkd_runtime.vectors import ClassVectors
 
@@ -110,10 +110,12 @@ def check_parity(
         min_cosine: tolerated smallest cosine.
 
     Raises:
+        TrainingError: the network's own embeddings are zero or not finite.
         ParityError: the graph differs beyond tolerance.
     """
     with torch.inference_mode():
         embedding, logits = (output.numpy() for output in network(torch.from_numpy(images)))
+    _refuse_collapsed(embedding, logits)
     engine = open_engine(path, engine="ort-cpu")
     try:
         outputs = [engine.run(images[i : i + 1]) for i in range(len(images))]
@@ -135,6 +137,20 @@ def check_parity(
         )
         raise ParityError(msg)
     return parity
+
+
+def _refuse_collapsed(embedding: npt.NDArray[np.float32], logits: npt.NDArray[np.float32]) -> None:
+    """Refuse a network that says nothing, whatever its graph says; rows of ``embedding`` should have length one."""
+    finite = np.isfinite(embedding).all(-1) & np.isfinite(logits).all(-1)
+    short = np.linalg.norm(embedding.astype(np.float64), axis=-1) < 0.5
+    broken = int((~finite | short).sum())
+    if broken:
+        msg = (
+            f"Expected unit embeddings from the trained student, found zero or not finite ones for {broken} of "
+            f"{len(embedding)} images: its training ran away or collapsed, and the export is not to blame. Lower "
+            "distill.lr, to a tenth at first, and run again."
+        )
+        raise TrainingError(msg)
 
 
 def _strip(model: onnx.ModelProto) -> None:

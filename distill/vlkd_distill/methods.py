@@ -85,7 +85,8 @@ class _ByVectors:
         return self._scale * losses.unit(outputs) @ self._vectors.t()
 
     def _align(self) -> Stage:
-        return Stage("align", "head", True, self._settings.align_epochs, self._settings.align_lr)
+        how = self._settings
+        return Stage("align", "head", True, how.align_epochs, how.align_lr, rate="distill.align_lr")
 
 
 class Erm(_ByOwnHead):

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vlkd_runtime.errors import UnavailableError, first_line
+from vlkd_runtime.errors import TrainingError, UnavailableError, first_line
 
 from .compute import CPU, backend_of
 
@@ -164,7 +164,10 @@ def run(
 
 def _other(work: Callable[[Ring], None], ring: Ring, port: int, backend: str) -> None:
     with _connected(ring, port, backend):
-        work(ring)
+        try:
+            work(ring)
+        except TrainingError:  # all find the same, and the first process tells it
+            raise SystemExit(TrainingError.exit_code) from None
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from . import checkpoints, class_vectors, losses
 from .augment import clean_views, random_views
 from .augmentation import Augmentation
 from .compute import CPU
+from .diverging import Course
 from .losses import unit
 from .prompting import PromptedTeacher, TextTower, encode_images, normalised, takes_visual_prompts
 from .specs import PromptSettings
@@ -94,6 +95,7 @@ def learn_prompts(
     Raises:
         ConfigError: the teacher's text tower takes no prompts.
         DataError: labels and images do not fit, or a class has none.
+        TrainingError: a loss or the prompts are not finite.
     """
     _check_labels(images, labels, names)
     rows = few_shot(labels, settings.shots, seed)
@@ -103,6 +105,7 @@ def learn_prompts(
         learner.parameters(), settings.lr, momentum=0.9, weight_decay=settings.weight_decay
     )
     steps = math.ceil(len(rows) / settings.batch)
+    course = Course("learning the prompts", settings.epochs * steps, "prompts.lr", settings.lr)
     first = 0
     if (resumed := checkpoints.load(folder)) is not None:
         checkpoints.restore(resumed, learner, optimizer)
@@ -117,10 +120,13 @@ def learn_prompts(
             for group in optimizer.param_groups:
                 group["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * done))
             loss = lesson.loss(learner, batch, generator)
+            value = float(loss.detach())
+            course.check_loss(value, epoch * steps + step)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            on_step("prompts", 1, float(loss.detach()))
+            on_step("prompts", 1, value)
+        course.check_weights(learner.parameters())
         learner.average(weights[epoch])
         checkpoints.save(folder, learner, optimizer, 0, epoch + 1)
     averages = {name: tensor.cpu() for name, tensor in learner.named_buffers()}

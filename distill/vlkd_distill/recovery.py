@@ -55,7 +55,8 @@ class Recovering:
 
     def stages(self) -> tuple[Stage, ...]:
         """One stage that trains everything."""
-        return (Stage("recover", "all", False, self._recovery.epochs, self._recovery.lr),)
+        how = self._recovery
+        return (Stage("recover", "all", False, how.epochs, how.lr, rate="compress.prune.lr"),)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """The method's own loss."""

@@ -28,6 +28,7 @@ class Stage:
         epochs: passes over the training images.
         lr: peak learning rate; warms up over the first twentieth and falls as a cosine.
         start_share: how much of the weights before the stage is mixed into those after it.
+        rate: the setting that ``lr`` comes from.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Stage:
     epochs: int
     lr: float
     start_share: float = 0.0
+    rate: str = "distill.lr"
 
 
 @dataclass(frozen=True, slots=True)

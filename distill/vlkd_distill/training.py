@@ -19,6 +19,7 @@ from .augment import clean_views
 from .augmentation import Augmentation
 from .clip_student import share_statistics
 from .compute import CPU, autocast
+from .diverging import Course
 from .feeding import Feed, TrainingData, epoch_rows, steps_of
 from .freezing import freeze_first
 from .heap import keep_freed_memory
@@ -65,6 +66,9 @@ def train(
         ring: the processes that train together; each ends with the same weights.
         hold: called after each step of the optimizer, to put back what may not change.
         device: where to compute; the student comes back on the processor.
+
+    Raises:
+        TrainingError: a loss or the weights are not finite.
     """
     keep_freed_memory()
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,6 +86,8 @@ def train(
         steps_per_epoch = steps_of(len(data.rows), settings.batch)
         optimizer = _optimizer(student, settings)
         schedule = _Schedule(optimizer, stage.lr, stage.epochs * steps_per_epoch)
+        title = f"the stage '{stage.name}' of {settings.method}"
+        course = Course(title, stage.epochs * steps_per_epoch, stage.rate, stage.lr)
         last = index == len(stages) - 1
         rule = settings.weights if last else settings.align_weights
         keeper = averaging.keeper(rule, stage.start_share)
@@ -116,6 +122,8 @@ def train(
                     with autocast(settings.precision, device):
                         outputs = student(views)
                     loss = method.loss(ring.join(outputs.float(), len(rows)), batch)
+                value = float(loss.detach())
+                course.check_loss(value, schedule.done)
                 # Cached features are trained on whole in every process: their gradients are the same already.
                 schedule.step(loss, ring if features is None else ALONE)
                 hold()
@@ -123,7 +131,8 @@ def train(
                 if judged and schedule.at_one_of(settings.judgements):
                     keeper.judge(_source_loss(student, method, settings, data), student.state_dict())
                     _train_mode(student, stage, settings)
-                on_step(stage.name, 1, float(loss.detach()))
+                on_step(stage.name, 1, value)
+            course.check_weights(student.parameters())
             if ring.first:
                 checkpoints.save(folder, student, optimizer, index, epoch + 1, keeper.state())
         if features is not None:

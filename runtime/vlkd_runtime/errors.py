@@ -13,6 +13,7 @@
         ├── SelfTestError              an engine that disagrees with the golden outputs
         ├── FallbackError              an engine that runs something else than was planned
         ├── ParityError                an exported graph that disagrees with the network it came from
+        ├── TrainingError              a training that ran away, or whose student answers with nothing
         ├── CalibrationError           calibration data that cannot give honest scales
         └── GuardError                 no candidate kept its accuracy within budget
 
@@ -68,6 +69,10 @@ class FallbackError(RefusalError):
 
 class ParityError(RefusalError):
     """An exported graph's outputs differ from the network's beyond tolerance."""
+
+
+class TrainingError(RefusalError):
+    """A loss or weights that are not finite, or a trained student whose embeddings are zero or not finite."""
 
 
 class CalibrationError(RefusalError):

@@ -300,3 +300,17 @@ def test_what_the_models_of_a_planned_method_cannot_do_is_told_before_any_traini
     code, answer = edge(*words, settings=("distill.frozen_groups=1",))
     assert code == 2 and "needs a timm network" in answer["error"]["message"], answer
     assert trained(tmp_path / "out") == []
+
+
+def test_a_training_that_runs_away_is_no_finished_stage(
+    tmp_path: Path, edge: Edge, write_data: WriteData
+) -> None:
+    write_data()
+    settings = ("distill.lr=10", "distill.epochs=6", "distill.batch_norm=frozen")
+    code, answer = edge("bench", "dg", "--held-out", "sketch", "--methods", "erm", settings=settings)
+    assert code == 1 and answer["error"]["kind"] == "TrainingError", answer
+    assert (
+        "of the stage 'train' of erm: the training ran away with distill.lr = 10"
+        in answer["error"]["message"]
+    )
+    assert not list((tmp_path / "out/stages").glob("erm-*[0-9a-f]/student.safetensors"))

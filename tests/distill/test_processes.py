@@ -23,7 +23,7 @@ from vlkd_distill.specs import Settings, StudentSpec
 from vlkd_distill.teachers import OpenClipTeacher, Teacher
 from vlkd_distill.training_run import TrainingRun
 from vlkd_runtime.atomic import write_text
-from vlkd_runtime.errors import UnavailableError
+from vlkd_runtime.errors import TrainingError, UnavailableError
 from vlkd_runtime.vectors import ClassVectors
 
 
@@ -175,3 +175,12 @@ def test_a_process_that_fails_ends_the_training_with_an_error(
     with pytest.raises(UnavailableError, match=r"all its 2 processes .* and one failed"):
         processes.run(2, lambda ring: run._go(ring, run.open(), no_teacher, lambda *_: None), broken)
     assert why in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_training_that_runs_away_is_told_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = training_run(tmp_path, 2, "erm", 6)
+    run = dataclasses.replace(run, settings=dataclasses.replace(run.settings, lr=10.0))
+    with pytest.raises(TrainingError, match=r"ran away with distill\.lr = 10"):
+        trained(run)
+    assert not multiprocessing.active_children() and "Traceback" not in capfd.readouterr().err

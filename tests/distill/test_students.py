@@ -12,7 +12,7 @@ import torch
 
 from vlkd_distill import export, students
 from vlkd_distill.specs import StudentSpec
-from vlkd_runtime.errors import ConfigError, ParityError
+from vlkd_runtime.errors import ConfigError, ParityError, TrainingError
 from vlkd_runtime.vectors import ClassVectors
 
 SPEC = StudentSpec("resnet10t", 32, "none", 0, {"channels": [8, 16, 16, 32], "stem_width": 8})
@@ -94,6 +94,17 @@ def test_exported_graph_is_what_the_device_expects(tmp_path: Path) -> None:
     assert [output.name for output in model.graph.output] == ["embedding", "logits"]
     assert [node.op_type for node in model.graph.node if "image" in node.input] == ["Cast"]
     assert not {node.op_type for node in model.graph.node} & {"BatchNormalization", "If", "Loop", "NonZero"}
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")], ids=["zero", "not finite"])
+def test_a_student_that_says_nothing_is_blamed_on_its_training(tmp_path: Path, value: float) -> None:
+    broken = network()
+    with torch.no_grad():
+        broken.student.head.weight.fill_(value)
+        broken.student.head.bias.fill_(value)
+    export.export(broken, 32, tmp_path / "model.onnx")
+    with pytest.raises(TrainingError, match=r"for 4 of 4 images: its training ran away .*distill\.lr"):
+        export.check_parity(broken, tmp_path / "model.onnx", images(), max_logit_gap=1e-3, min_cosine=0.99999)
 
 
 def test_a_graph_of_other_weights_fails_parity(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from vlkd_distill.augmentation import Augmentation
 from vlkd_distill.pixels import PixelStore
 from vlkd_distill.specs import Settings, StudentSpec
 from vlkd_distill.splits import unlabelled
-from vlkd_runtime.errors import ConfigError, DataError
+from vlkd_runtime.errors import ConfigError, DataError, TrainingError
 from vlkd_runtime.vectors import ClassVectors
 
 SETTINGS = Settings(
@@ -332,3 +332,51 @@ def test_a_teacher_that_knows_more_than_the_labels_helps_where_these_mislead(tmp
         found[name] = float((answers.argmax(1).numpy() == target.store.labels).mean())
     assert found["vl2v-adip"] > found["erm"] + 0.1
     assert found["vlkd"] > found["erm"] + 0.1
+
+
+RUNS_AWAY = dataclasses.replace(SETTINGS, method="erm", lr=10.0, batch_norm="frozen", epochs=6)
+
+
+def test_a_training_that_runs_away_stops_at_the_first_loss_that_says_so(tmp_path: Path) -> None:
+    student, method = fresh(RUNS_AWAY)
+    told: list[float] = []
+    with pytest.raises(
+        TrainingError, match=r"step (\d+) of 18 of the stage 'train' of erm.*distill\.lr = 10\. Lo"
+    ) as no:
+        training.train(student, method, RUNS_AWAY, seen(), tmp_path, lambda *words: told.append(words[2]))
+    assert np.isfinite(told).all() and f"step {len(told) + 1} of" in str(no.value)
+    left = checkpoints.load(tmp_path)
+    assert left is None or all(tensor.isfinite().all() for tensor in left.weights.values())
+
+
+def test_weights_that_a_last_step_broke_are_not_kept(tmp_path: Path) -> None:
+    settings = dataclasses.replace(RUNS_AWAY, lr=1e-3, epochs=1)
+    student, method = fresh(settings)
+
+    steps: list[int] = []
+
+    @torch.no_grad()
+    def broken_by_the_last_step() -> None:
+        steps.append(1)
+        student.head.weight[0, 0] = torch.inf if len(steps) == 3 else 0.0
+
+    with pytest.raises(
+        TrainingError, match="Expected finite weights, found others after an epoch of the stage"
+    ):
+        training.train(student, method, settings, seen(), tmp_path, hold=broken_by_the_last_step)
+    assert checkpoints.load(tmp_path) is None
+
+
+def test_a_loss_that_is_not_finite_from_the_start_is_not_the_learning_rates_fault(tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, method="kd")
+    student, method = fresh(settings)
+    data = seen()
+    assert data.embeddings is not None
+    data.embeddings[:] = np.nan
+    with pytest.raises(TrainingError, match=r"found nan at step 1 of 6 .*Look at the teacher's embeddings"):
+        training.train(student, method, settings, data, tmp_path)
+
+
+def test_every_stage_names_the_setting_of_its_learning_rate() -> None:
+    rates = [(stage.name, stage.rate) for stage in fresh()[1].stages()]
+    assert rates == [("align", "distill.align_lr"), ("distill", "distill.lr")]
