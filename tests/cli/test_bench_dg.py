@@ -131,7 +131,8 @@ def test_two_processes_train_what_one_trains(
         (weights,) = tmp_path.glob(f"{count}/stages/promptkd-*/student.safetensors")
         students.append(read_tensors(weights.read_bytes(), where=count)[0])
     one, two = students
-    assert one.keys() == two.keys()
-    # The norm takes the first layer's bias off again: its gradient is rounding alone.
-    for name in one.keys() - {"head.first.bias", "head.norm.running_mean"}:
+    # What shifts all rows alike the projector's norm takes off again: such gradients are rounding alone.
+    head = {name for name in one if name.startswith("head.")} - {"head.first.bias", "head.norm.running_mean"}
+    assert one.keys() == two.keys() and len(head) == 7
+    for name in head:
         np.testing.assert_allclose(two[name], one[name], rtol=1e-3, atol=2e-5, err_msg=name)
