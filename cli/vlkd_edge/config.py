@@ -74,7 +74,8 @@ class TeacherConfig:
 
     Attributes:
         model: ``demo``, ``local-dir:<folder>`` or ``<architecture>:<pretrained tag>`` of open_clip,
-            ``onnx-pair:<folder>``, ``store:<file>``, ``call:<module>:<attribute>``, or ``hf-dir:<folder>``.
+            ``onnx-pair:<folder>``, ``store:<file>``, ``call:<module>:<attribute>``, ``hf-dir:<folder>``,
+            or ``hf:<model id>``.
         query_budget: most images and texts that may be asked of it; no limit when absent.
         templates: name of a built-in template set, or a list of templates with one ``{}`` each.
         attributes: TOML or JSON file, class name to what one sees of it; ``demo`` for the demo world's.

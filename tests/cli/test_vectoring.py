@@ -6,18 +6,21 @@ import dataclasses
 import hashlib
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 
+from vlkd_distill import teacher_names
 from vlkd_distill.demo import ATTRIBUTES, CLASSES
+from vlkd_edge.__main__ import main
 from vlkd_edge.vectoring import Request, class_names, picture, run
 from vlkd_runtime.errors import ConfigError, DataError, UsageError
 from vlkd_runtime.vectors import ClassVectors
@@ -216,3 +219,16 @@ def test_pairs_that_lie_too_close_are_framed() -> None:
     with Image.open(io.BytesIO(picture(vectors(5, alike=True), 0.98))) as image:
         pixels = np.asarray(image.convert("RGB"))
     assert (pixels == (255, 0, 0)).all(axis=2).sum() > 100
+
+
+def test_the_help_names_every_form_of_a_teacher(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["vlkd-edge", "vectors", "--help"])
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit):
+        main()
+    text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    forms = {"demo": "'demo'", "open-clip": "'<architecture>:<pretrained tag>'"}
+    missing = [name for name in get_args(teacher_names.Form) if forms.get(name, f"'{name}:<") not in text]
+    assert not missing

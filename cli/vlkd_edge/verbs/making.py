@@ -60,7 +60,12 @@ def vectors(
     names_from: NamesFrom = None,
     dataset: ClassesOf = None,
     teacher: Annotated[
-        str, typer.Option(help="'demo', 'local-dir:<folder>' or '<architecture>:<pretrained tag>'.")
+        str,
+        typer.Option(
+            help="'demo'; of open_clip '<architecture>:<pretrained tag>' or 'local-dir:<folder>'; of transformers "
+            "'hf:<model id>' or 'hf-dir:<folder>'; or 'onnx-pair:<folder>', 'store:<file or folder>', "
+            "'call:<module>:<attribute>'."
+        ),
     ] = "demo",
     templates: Annotated[
         str, typer.Option(help="Built-in template set, or a .txt or .toml file of templates.")
