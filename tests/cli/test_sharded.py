@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -76,7 +77,7 @@ def test_too_few_classes_in_shards_are_refused_before_anything_is_asked(
     assert f"at least 3 classes in {root}" in answer["error"]["message"]
     assert "found 2 (cat, fish). Add images" in answer["error"]["message"]
     done = {path.name.rpartition("-")[0] for path in (tmp_path / "out" / "stages").iterdir()}
-    assert done == {"import", "test-images"}
+    assert done == {"models", "import", "test-images"}
 
 
 MADE = ("--set", "synthesis.images_per_class=6", "--set", "synthesis.judge=false")
@@ -151,14 +152,32 @@ def test_a_build_from_shards_ships(world: Path, tmp_path: Path) -> None:
     [
         ("wds:{world}/nothing-*.tar", (), "Expected shards named <domain>-<number>.tar"),
         ("wds:{world}/shards/*.tar", ("--held-out", "neon"), "'neon', but the domains in"),
-        ("wds:{world}/shards/*.tar", ("--set", "distill.batch=1"), "each of the 2 source domains"),
-        ("{world}/folder", ("--set", "distill.batch=1"), "each of the 2 source domains"),
     ],
-    ids=["no shards", "unknown domain", "batch", "batch of a folder"],
+    ids=["no shards", "unknown domain"],
 )
 def test_mistakes_are_told_before_any_work(
     world: Path, tmp_path: Path, root: str, extra: tuple[str, ...], match: str, bench: Bench
 ) -> None:
     code, answer, _ = bench("dg", tmp_path, "--dataset", root.format(world=world), *extra)
     assert code == 2 and match in answer["error"]["message"], answer
+    assert not (tmp_path / "stages").exists()
+
+
+@pytest.mark.parametrize("kind", ["shards", "folder"])
+def test_a_batch_that_leaves_a_domain_out_is_refused_before_any_work(
+    kind: str, world: Path, tmp_path: Path, bench: Bench
+) -> None:
+    if kind == "folder":
+        shutil.copytree(world / "folder", tmp_path / "data")
+        shutil.copytree(world / "folder" / "photo", tmp_path / "data" / "neon")
+        root = f"{tmp_path}/data"
+    else:
+        shutil.copytree(world / "shards", tmp_path / "data")
+        for path in (world / "shards").glob("photo-*.tar"):
+            shutil.copy(path, tmp_path / "data" / path.name.replace("photo", "neon"))
+        root = f"wds:{tmp_path}/data/*.tar"
+    code, answer, _ = bench(
+        "dg", tmp_path, "--dataset", root, "--set", "distill.batch=2", "--held-out", "sketch"
+    )
+    assert code == 2 and "each of the 3 source domains" in answer["error"]["message"], answer
     assert not (tmp_path / "stages").exists()
