@@ -11,7 +11,6 @@ Letters used in shapes: N images, T stored texts, D embedding size, H and W pixe
 from __future__ import annotations
 
 import hashlib
-import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from vlkd_runtime.strictjson import JsonProblems, parse
 from vlkd_runtime.tensorfile import read_tensors
 
 from .answers import FloatArray, few, refuse_not_finite, unit_rows
-from .mapped import Ebb
+from .mapped import Ebb, map_file
 from .teacher_names import content_key
 
 STORE_FORMAT = "vlkd-embedding-store/1"
@@ -203,10 +202,7 @@ class _StorePart:
 
     @classmethod
     def read(cls, path: Path) -> _StorePart:
-        with path.open("rb") as file:
-            empty = path.stat().st_size == 0  # which cannot be mapped
-            mapping = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        tensors, metadata = read_tensors(mapping, where=str(path))
+        tensors, metadata = read_tensors(map_file(path), where=str(path))
         problems: list[str] = []
         if metadata.get("format") != STORE_FORMAT:
             problems.append(f"format must be {STORE_FORMAT!r}, found {metadata.get('format')!r}")

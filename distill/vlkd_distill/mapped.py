@@ -7,6 +7,7 @@ not: let go of, it stays in the file's cache, and touching it again costs next t
 from __future__ import annotations
 
 import mmap
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,14 @@ import numpy.typing as npt
 # Little, because the kernel maps more than was asked for: neighbours, since Linux 6.18 up to two megabytes of them, so
 # that a batch of scattered rows may map a hundred times its size.
 _MOST_BYTES = 1 << 20
+
+
+def map_file(path: Path) -> mmap.mmap | bytes:
+    """Map a file for reading; it is let go of with the last array that looks into it."""
+    with path.open("rb") as file:
+        if path.stat().st_size == 0:  # which cannot be mapped
+            return b""
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 class Ebb:

@@ -5,10 +5,11 @@ Letters used in shapes: N images or texts, D embedding size, H and W pixels.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +24,7 @@ from vlkd_runtime.errors import ConfigError, DataError, UnavailableError
 from vlkd_runtime.strictjson import Fields, JsonProblems, parse
 from vlkd_runtime.tensorfile import read_tensors, write_tensors
 
+from .mapped import map_file
 from .teachers import Teacher
 
 FloatArray = npt.NDArray[np.float32]
@@ -31,6 +33,7 @@ Item = TypeVar("Item")
 _FORMAT = "vlkd-queries/1"
 _PROBE = "a photo"
 _MOST = 10**15
+_KEY = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +88,13 @@ class BudgetedTeacher:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._ledger = self.folder / "queries.json"
         self._asked = _read_ledger(self._ledger)
-        self._answers = _read_answers(self.folder)
+        self._answers = _Answers(self.folder)
         self._from_cache = 0
 
     @functools.cached_property
     def dim(self) -> int:
         """Embedding size D, from any answer kept; without one it costs a text."""
-        for row in self._answers.values():
-            return len(row)
-        return int(self.embed_texts([_PROBE]).shape[1])
+        return self._answers.size or int(self.embed_texts([_PROBE]).shape[1])
 
     def embed_images(self, images: Sequence[Image.Image]) -> FloatArray:
         """Embed RGB images, asking only about those never asked about: unit rows ``(N, D)``.
@@ -148,15 +149,15 @@ class BudgetedTeacher:
                 raise DataError(msg)
             self._check_size(rows.shape[1])
             fresh = dict(zip(new, rows, strict=True))
-            self._keep({key: row for key, row in fresh.items() if np.isfinite(row).all()})
+            self._answers.keep({key: row for key, row in fresh.items() if np.isfinite(row).all()})
         else:
             fresh = {}
         self._from_cache += len(items) - len(new)
-        found = [self._answers[key] if key in self._answers else fresh[key] for key in keys]
-        return np.stack(found) if found else np.zeros((0, self.dim), np.float32)
+        answers = fresh | self._answers.rows(dict.fromkeys(key for key in keys if key not in fresh))
+        return np.stack([answers[key] for key in keys]) if keys else np.zeros((0, self.dim), np.float32)
 
     def _check_size(self, size: int) -> None:
-        known = next((len(row) for row in self._answers.values()), size)
+        known = self._answers.size or size
         if size != known:
             msg = (
                 f"The teacher '{self.name}' gave embeddings of size {size}, expected {known} as in its answers kept in "
@@ -179,13 +180,67 @@ class BudgetedTeacher:
         self._asked[kind] += count
         write_text(self._ledger, json.dumps({"format": _FORMAT, "teacher": self.name} | self._asked))
 
-    def _keep(self, rows: dict[bytes, FloatArray]) -> None:
+
+class _Answers:
+    """What was answered, in files of one batch of questions each; memory holds the keys and where each answer lies.
+
+    Attributes:
+        size: D of every answer; 0 while there is none.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Look through a folder.
+
+        Raises:
+            DataError: a file is damaged, or holds embeddings of another size than those before it.
+        """
+        self._folder = folder
+        self._files: list[Path] = []
+        self._starts: list[int] = []
+        self._places: dict[bytes, int] = {}
+        self._end = self.size = 0
+        for path in sorted(folder.glob("*.safetensors")):
+            self._add(path)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._places
+
+    def rows(self, keys: Iterable[bytes]) -> dict[bytes, FloatArray]:
+        """The answers to some keys, read from their files.
+
+        Raises:
+            DataError: a file is gone, or damaged since.
+        """
+        wanted: dict[int, list[bytes]] = {}
+        for key in keys:
+            wanted.setdefault(bisect.bisect_right(self._starts, self._places[key]) - 1, []).append(key)
+        found: dict[bytes, FloatArray] = {}
+        for file, own in wanted.items():
+            _, rows = _open_answers(self._files[file])
+            # Copies, so that the file is let go of.
+            found |= {key: np.array(rows[self._places[key] - self._starts[file]]) for key in own}
+        return found
+
+    def keep(self, rows: Mapping[bytes, FloatArray]) -> None:
+        """Write answers down, and know them from now on."""
         if not rows:
             return
-        keys = np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), 32)
+        keys = np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), _KEY)
         data = write_tensors({"key": keys, "embedding": np.stack(list(rows.values()))}, {})
-        write_bytes(self.folder / f"{hashlib.sha256(data).hexdigest()[:32]}.safetensors", data)
-        self._answers |= rows
+        path = self._folder / f"{hashlib.sha256(data).hexdigest()[:32]}.safetensors"
+        write_bytes(path, data)
+        self._add(path)
+
+    def _add(self, path: Path) -> None:
+        keys, rows = _open_answers(path)
+        if self.size not in (0, rows.shape[1]):
+            msg = f"{path}: expected embeddings of size {self.size} as in the files beside it, found {rows.shape[1]}."
+            raise DataError(msg)
+        self.size = int(rows.shape[1])
+        self._files.append(path)
+        self._starts.append(self._end)
+        self._places |= {key.tobytes(): self._end + row for row, key in enumerate(keys)}
+        self._end += len(keys)
 
 
 def _image_key(image: Image.Image) -> bytes:
@@ -216,19 +271,19 @@ def _read_ledger(path: Path) -> dict[str, int]:
     return counts
 
 
-def _read_answers(folder: Path) -> dict[bytes, FloatArray]:
-    answers: dict[bytes, FloatArray] = {}
-    size: int | None = None
-    for path in sorted(folder.glob("*.safetensors")):
-        tensors, _ = read_tensors(path.read_bytes(), where=str(path))
-        keys, rows = tensors.get("key"), tensors.get("embedding")
-        whole = keys is not None and rows is not None and rows.dtype == np.float32 and rows.ndim == 2
-        if not whole or keys is None or rows is None or keys.shape != (len(rows), 32):
-            msg = f"{path}: expected answers of a teacher; remove the file, and they are asked (and paid) again."
-            raise DataError(msg)
-        if size not in (None, rows.shape[1]):
-            msg = f"{path}: expected embeddings of size {size} as in the files beside it, found {rows.shape[1]}."
-            raise DataError(msg)
-        size = rows.shape[1]
-        answers |= {key.tobytes(): row for key, row in zip(keys, rows, strict=True)}
-    return answers
+def _open_answers(path: Path) -> tuple[npt.NDArray[np.uint8], FloatArray]:
+    """Keys ``(N, 32)`` and answers ``(N, D)`` of a file, mapped."""
+    try:
+        tensors, _ = read_tensors(map_file(path), where=str(path))
+    except OSError as error:
+        msg = (
+            f"{path}: expected answers of a teacher, found: {error.strerror}. Put the file back; without it, what it "
+            "answers is asked (and paid) again by the next run."
+        )
+        raise DataError(msg) from error
+    keys, rows = tensors.get("key"), tensors.get("embedding")
+    whole = keys is not None and rows is not None and rows.dtype == np.float32 and rows.ndim == 2
+    if not whole or keys is None or rows is None or keys.shape != (len(rows), _KEY):
+        msg = f"{path}: expected answers of a teacher; remove the file, and they are asked (and paid) again."
+        raise DataError(msg)
+    return keys, rows

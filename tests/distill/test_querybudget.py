@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -139,6 +141,41 @@ def test_the_size_costs_one_text_where_nothing_is_known(tmp_path: Path) -> None:
     assert BudgetedTeacher(vendor, 1, tmp_path).dim == 4
     assert BudgetedTeacher(vendor, 1, tmp_path).dim == 4
     assert vendor.texts == ["a photo"]
+
+
+def test_answers_are_on_disk_and_not_in_memory(tmp_path: Path) -> None:
+    class Wide(Vendor):
+        def _rows(self, contents: Sequence[bytes]) -> np.ndarray:
+            return np.tile(super()._rows(contents), 512)
+
+    texts = [str(number) for number in range(2000)]
+    batches = [texts[start : start + 50] for start in range(0, len(texts), 50)]
+    tracemalloc.start()
+    try:
+        asking = BudgetedTeacher(Wide(), None, tmp_path)
+        for batch in batches:
+            asking.embed_texts(batch)
+        gc.collect()
+        kept = tracemalloc.get_traced_memory()[0]
+        knowing = BudgetedTeacher(Wide(), 0, tmp_path)
+        gc.collect()
+        known = tracemalloc.get_traced_memory()[0] - kept
+    finally:
+        tracemalloc.stop()
+    answers_bytes = 2000 * 4 * 512 * 4
+    assert max(kept, known) < answers_bytes / 8, (kept, known)
+    shuffled = [*texts[::-7], *texts[:3]]
+    for teacher in (asking, knowing):
+        np.testing.assert_array_equal(teacher.embed_texts(shuffled), Wide().embed_texts(shuffled))
+
+
+def test_an_answer_that_is_gone_is_named(tmp_path: Path) -> None:
+    teacher = BudgetedTeacher(Vendor(), 5, tmp_path)
+    teacher.embed_texts(["a"])
+    (path,) = teacher.folder.glob("*.safetensors")
+    path.unlink()
+    with pytest.raises(DataError, match=rf"{path.name}: expected answers of a teacher, found: No such file"):
+        teacher.embed_texts(["a"])
 
 
 def test_an_embedding_run_that_hits_the_budget_goes_on_where_it_stopped(tmp_path: Path) -> None:
