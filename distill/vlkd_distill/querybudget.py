@@ -19,7 +19,7 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
-from vlkd_runtime.atomic import write_bytes, write_text
+from vlkd_runtime.atomic import exclusive, write_bytes, write_text
 from vlkd_runtime.errors import ConfigError, DataError, UnavailableError
 from vlkd_runtime.strictjson import Fields, JsonProblems, parse
 from vlkd_runtime.tensorfile import read_tensors, write_tensors
@@ -60,8 +60,9 @@ class BudgetedTeacher:
 
     Answers are kept one by one, images by their pixels and texts by their letters, as soon as they come;
     views differ every time and are only counted. A question counts before it is asked: one that fails may
-    have been billed all the same. The ledger and the answers belong to the teacher's fingerprint; one
-    process at a time may use them.
+    have been billed all the same. The ledger and the answers belong to the teacher's fingerprint. Several
+    processes may use them at once: they share the budget, and each looks for what others have kept before it
+    asks. What two ask about at the same moment is asked, and counted, twice.
     """
 
     def __init__(self, teacher: Teacher, budget: int | None, folder: Path) -> None:
@@ -86,8 +87,8 @@ class BudgetedTeacher:
         self._teacher, self._budget = teacher, budget
         self.folder = folder / hashlib.sha256(teacher.fingerprint.encode()).hexdigest()[:32]
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._ledger = self.folder / "queries.json"
-        self._asked = _read_ledger(self._ledger)
+        self._ledger, self._lock = self.folder / "queries.json", self.folder / "lock"
+        _read_ledger(self._ledger)  # a damaged one is to be known before any work
         self._answers = _Answers(self.folder)
         self._from_cache = 0
 
@@ -118,14 +119,20 @@ class BudgetedTeacher:
         Raises:
             UnavailableError: as `embed_images`.
         """
-        self._charge("images", len(views))
+        with exclusive(self._lock):
+            self._charge("images", len(views))
         rows = self._teacher.embed_views(views)
         self._check_size(rows.shape[1])
         return rows
 
     def report(self) -> QueryReport:
-        """What was asked so far."""
-        images, texts = self._asked["images"], self._asked["texts"]
+        """What was asked so far.
+
+        Raises:
+            DataError: the ledger is damaged.
+        """
+        ledger = _read_ledger(self._ledger)
+        images, texts = ledger["images"], ledger["texts"]
         left = None if self._budget is None else max(0, self._budget - images - texts)
         return QueryReport(images, texts, self._from_cache, self._budget, left)
 
@@ -137,9 +144,8 @@ class BudgetedTeacher:
         ask: Callable[[Sequence[Item]], FloatArray],
     ) -> FloatArray:
         keys = [key_of(item) for item in items]
-        new = {key: item for key, item in zip(keys, items, strict=True) if key not in self._answers}
+        new = self._claim(kind, dict(zip(keys, items, strict=True)))
         if new:
-            self._charge(kind, len(new))
             rows = np.asarray(ask(list(new.values())), np.float32)
             if rows.ndim != 2 or len(rows) != len(new):
                 msg = (
@@ -156,6 +162,17 @@ class BudgetedTeacher:
         answers = fresh | self._answers.rows(dict.fromkeys(key for key in keys if key not in fresh))
         return np.stack([answers[key] for key in keys]) if keys else np.zeros((0, self.dim), np.float32)
 
+    def _claim(self, kind: str, items: Mapping[bytes, Item]) -> dict[bytes, Item]:
+        """Those of the items that nobody was asked about; they count as asked from now on."""
+        if all(key in self._answers for key in items):
+            return {}
+        with exclusive(self._lock):
+            self._answers.look()  # another process may have asked about them
+            new = {key: item for key, item in items.items() if key not in self._answers}
+            if new:
+                self._charge(kind, len(new))
+        return new
+
     def _check_size(self, size: int) -> None:
         known = self._answers.size or size
         if size != known:
@@ -167,18 +184,20 @@ class BudgetedTeacher:
             raise DataError(msg)
 
     def _charge(self, kind: str, count: int) -> None:
-        asked = self._asked["images"] + self._asked["texts"]
+        """Count questions in the ledger, which the caller has locked."""
+        ledger = _read_ledger(self._ledger)
+        asked = ledger["images"] + ledger["texts"]
         if self._budget is not None and asked + count > self._budget:
             msg = (
                 f"The teacher '{self.name}' would be asked about {count} more {kind}, but {asked} of the "
-                f"{self._budget} questions of its budget are spent ({self._asked['images']} images, "
-                f"{self._asked['texts']} texts) and {max(0, self._budget - asked)} are left. Nothing was asked; all "
+                f"{self._budget} questions of its budget are spent ({ledger['images']} images, "
+                f"{ledger['texts']} texts) and {max(0, self._budget - asked)} are left. Nothing was asked; all "
                 f"answers so far are kept in {self.folder}. Raise teacher.query_budget and run again, use fewer "
                 'images, or set distill.teacher_view = "clean_cached", which asks once about each image.'
             )
             raise UnavailableError(msg)
-        self._asked[kind] += count
-        write_text(self._ledger, json.dumps({"format": _FORMAT, "teacher": self.name} | self._asked))
+        ledger[kind] += count
+        write_text(self._ledger, json.dumps({"format": _FORMAT, "teacher": self.name} | ledger))
 
 
 class _Answers:
@@ -199,7 +218,15 @@ class _Answers:
         self._starts: list[int] = []
         self._places: dict[bytes, int] = {}
         self._end = self.size = 0
-        for path in sorted(folder.glob("*.safetensors")):
+        self.look()
+
+    def look(self) -> None:
+        """Take in the files that came since the last time.
+
+        Raises:
+            DataError: as for the class.
+        """
+        for path in sorted(set(self._folder.glob("*.safetensors")).difference(self._files)):
             self._add(path)
 
     def __contains__(self, key: bytes) -> bool:

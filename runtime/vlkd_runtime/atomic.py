@@ -1,4 +1,7 @@
-"""Writes files and folders that are there whole or not at all, whatever kills the process in between."""
+"""Writes files and folders that are there whole or not at all, whatever kills the process in between.
+
+What several processes read, change and write again takes a lock besides: `exclusive`.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,21 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write text as UTF-8, newlines as they are, the way `write_bytes` does."""
     write_bytes(path, text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def exclusive(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Wait until no other process or thread is in the body for this file, and keep them out while this one is.
+
+    Args:
+        path: A file that is there for this alone; it is made if needed, and stays. It is free again when the
+            process ends, however it ends.
+    """
+    import fcntl
+
+    with Path(path).open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,6 +84,70 @@ def test_the_next_run_goes_on_counting_and_knowing(tmp_path: Path) -> None:
     other = BudgetedTeacher(Vendor("v2"), 5, tmp_path)
     assert other.report().left == 5  # another teacher has a bill of its own
     assert BudgetedTeacher(Vendor(), None, tmp_path).report() == QueryReport(3, 0, 0, None, None)
+
+
+ASKING = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from vlkd_distill import querybudget
+from vlkd_runtime.errors import UnavailableError
+
+def slowly(path, text, write=querybudget.write_text):
+    time.sleep(0.05)  # between reading and writing, where another process would come in
+    write(path, text)
+
+class Vendor:
+    name, fingerprint, logit_scale = "vendor", "v1", 1.0
+    def embed_texts(self, texts):
+        return np.ones((len(texts), 4), np.float32)
+
+querybudget.write_text = slowly
+folder, own = Path(sys.argv[1]), sys.argv[2]
+teacher = querybudget.BudgetedTeacher(Vendor(), 12, folder)
+print("ready", flush=True)
+sys.stdin.readline()
+asked = 0
+try:
+    while asked < 12:
+        teacher.embed_texts([f"{own} {asked}"])
+        asked += 1
+except UnavailableError as error:
+    assert "12 of the 12 questions" in str(error), error
+print(asked)
+"""
+
+
+def test_two_processes_share_one_budget(tmp_path: Path) -> None:
+    words = [[sys.executable, "-c", ASKING, str(tmp_path), own] for own in ("a", "b")]
+    running = [
+        subprocess.Popen(own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for own in words
+    ]
+    for process in running:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for process in running:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    asked = [int(process.communicate()[0]) for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    assert sum(asked) == 12
+    assert BudgetedTeacher(Vendor(), 12, tmp_path).report().texts == 12
+
+
+def test_two_teachers_on_one_folder_know_each_others_questions_and_answers(tmp_path: Path) -> None:
+    vendors = Vendor(), Vendor()
+    one, other = (BudgetedTeacher(vendor, 4, tmp_path) for vendor in vendors)
+    one.embed_texts(["a", "b", "c"])
+    np.testing.assert_array_equal(other.embed_texts(["c", "d", "a"]), Vendor().embed_texts(["c", "d", "a"]))
+    assert vendors[1].texts == ["d"]
+    for teacher in (one, other):
+        with pytest.raises(UnavailableError, match="4 of the 4 questions"):
+            teacher.embed_images([picture(1)])
+        with pytest.raises(UnavailableError, match="4 of the 4 questions"):
+            teacher.embed_views(torch.zeros(1, 3, 8, 8))
+        assert teacher.report().left == 0
+    assert BudgetedTeacher(Vendor(), 1, tmp_path).embed_texts(["d", "b"]).shape == (2, 4)
 
 
 def test_beyond_the_budget_nothing_is_asked_and_nothing_lost(tmp_path: Path) -> None:

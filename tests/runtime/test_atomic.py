@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import stat
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,23 @@ def test_a_failing_write_leaves_the_old_file(
         atomic.write_bytes(path, b"new")
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
     assert path.read_bytes() == b"old"
+
+
+def test_one_at_a_time_is_in_a_body_and_an_error_lets_the_next_one_in(tmp_path: Path) -> None:
+    inside: list[int] = []
+
+    def enter(number: int) -> int:
+        with atomic.exclusive(tmp_path / "lock"):
+            inside.append(number)
+            most = len(inside)
+            time.sleep(0.01)
+            inside.remove(number)
+            return most
+
+    with pytest.raises(ZeroDivisionError), atomic.exclusive(tmp_path / "lock"):
+        1 / 0  # noqa: B018
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(enter, range(12))) == {1}
 
 
 @pytest.mark.parametrize("before", ["nothing", "empty", "replaced"])

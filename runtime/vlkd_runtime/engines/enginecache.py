@@ -153,10 +153,7 @@ class Entry:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Keep other processes from making the same thing at the same time."""
-        import fcntl
-
-        with (self.make() / "lock").open("wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with atomic.exclusive(self.make() / "lock"):
             yield
 
 
