@@ -157,6 +157,7 @@ class LeaveOutTable:
         stand_ins: sentences on what stands in for the real thing.
         contract: who saw what, for each method and held-out domain; ``text`` says it in words.
         notes: what was tried and why a number is what it is, a paragraph each.
+        queries: what the last run asked a teacher whose questions are counted; ``text`` says it in words.
     """
 
     cells: tuple[Cell, ...]
@@ -168,6 +169,7 @@ class LeaveOutTable:
     stand_ins: tuple[str, ...]
     contract: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
+    queries: Mapping[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; ``rows`` are the cells."""
@@ -180,6 +182,7 @@ class LeaveOutTable:
             "stand_ins": list(self.stand_ins),
             "contract": [dict(one) for one in self.contract],
             "notes": list(self.notes),
+            "queries": None if self.queries is None else dict(self.queries),
             "rows": [asdict(cell) for cell in self.cells],
             "summary": [
                 _fields(summary) | {"domains": dict(summary.domains)}
@@ -228,6 +231,8 @@ class LeaveOutTable:
             lines += ["", "## Notes", *(line for note in self.notes for line in ("", note))]
         lines += who_saw_what(self.contract)
         lines += how_it_was_made(self.command, self.machine, self.settings)
+        if self.queries is not None:
+            lines += ["", f"Questions to the teacher: {self.queries['text']}."]
         return "\n".join(lines) + "\n"
 
     def with_more(self, more: LeaveOutTable) -> LeaveOutTable:
@@ -262,6 +267,7 @@ class LeaveOutTable:
             stand_ins=tuple(dict.fromkeys((*self.stand_ins, *more.stand_ins))),
             contract=tuple(contracts.values()),
             notes=more.notes or self.notes,
+            queries=more.queries,
         )
 
     @classmethod
@@ -280,6 +286,7 @@ class LeaveOutTable:
                 stand_ins=tuple(table["stand_ins"]),
                 contract=tuple(table["contract"]),
                 notes=tuple(table.get("notes", ())),
+                queries=dict(table["queries"]) if table.get("queries") else None,
                 **plain,
             )
         except (OSError, ValueError, KeyError, TypeError) as error:

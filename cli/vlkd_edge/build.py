@@ -67,7 +67,9 @@ def build(config: Config, out: Path, cache: Path, console: Console) -> Outcome:
     planned.check(config, dataclasses.replace(config.distill, method=BASELINE))
     with locked(out):
         live = Live(console)
-        return _build(config, target, Workspace(out, cache, live.say), live, console)
+        learning = learn.Learning(config, Workspace(out, cache, live.say), live)
+        with learning.counting():
+            return _build(learning, target, console)
 
 
 def check_beforehand(config: Config, runs: Sequence[Settings] = (), *, real: bool | None = None) -> None:
@@ -145,14 +147,14 @@ def _methods(config: Config) -> tuple[MethodName, ...]:
     return BASELINE, config.distill.method
 
 
-def _build(config: Config, target: Target, workspace: Workspace, live: Live, console: Console) -> Outcome:
-    learning = learn.Learning(config, workspace, live)
+def _build(learning: learn.Learning, target: Target, console: Console) -> Outcome:
+    config, workspace = learning.config, learning.workspace
     learn.check_models(learning, _methods(config))
     dataset = learn.dataset(learning)
     learned = _for_the_guard(learning, _learn(learning, dataset))
     # The student's, which ship: a prompt-tuned teacher's are others than the zero-shot ones.
     vectors = ClassVectors.load(learned.answered.folder / "class_vectors.safetensors")
-    shared = ship.Shipping(config, workspace, live, learning.spec, vectors)
+    shared = ship.Shipping(config, workspace, learning.live, learning.spec, vectors)
     facts = _compressed(learning, shared, target, dataset, learned)
     refused = facts.preflight is not None and facts.preflight["verdict"] == "fail"
     if facts.compressed.chosen is None or refused:
@@ -261,6 +263,7 @@ def _compressed(
         preflight=ship.preflight(shared, compressed),
         machine=read_machine(),
         vectors=shared.vectors,
+        queries=learning.queries(),
     )
 
 

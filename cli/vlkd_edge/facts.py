@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlkd_bench.machine import Machine
 from vlkd_bench.predictions import PredictionRow
@@ -25,6 +25,9 @@ from .further import Further
 from .ship import Compressed
 from .synthesising import DEMO_SYNTHESISER, METHOD
 from .targets import Target
+
+if TYPE_CHECKING:
+    from vlkd_distill.querybudget import QueryReport
 
 DEMO_DATA = "The images are the embedded demo world: scenes drawn by a program, not photographs."
 DEMO_TEACHER = "The teacher is the demo's tiny CLIP, trained on such scenes; it stands in for a real one."
@@ -170,6 +173,7 @@ class Facts:
         machine: where this ran.
         vectors: the class vectors.
         further: what ships beside the candidate, and what was left out.
+        queries: what the teacher was asked; None where its questions are not counted.
     """
 
     config: Config
@@ -184,6 +188,7 @@ class Facts:
     machine: Machine
     vectors: ClassVectors
     further: tuple[Further, ...] = ()
+    queries: QueryReport | None = None
 
     @property
     def stand_ins(self) -> tuple[str, ...]:

@@ -124,12 +124,18 @@ def leave_one_out(
         learn.check_models(learning, _methods(plan))
         cells: list[Cell] = []
         contracts: list[Mapping[str, Any]] = []
-        for position, one in enumerate(configs):
-            live.say(f"held out: {domains[position]} ({position + 1} of {len(domains)})")
-            done, seen = _held_out(dataclasses.replace(learning, config=one), plan, known)
-            cells += done
-            contracts += [contract.as_json() for contract in seen]
-    made = dataclasses.replace(_table(config, plan, cells, command, contracts), notes=tuple(notes))
+        with learning.counting():
+            for position, one in enumerate(configs):
+                live.say(f"held out: {domains[position]} ({position + 1} of {len(domains)})")
+                done, seen = _held_out(dataclasses.replace(learning, config=one), plan, known)
+                cells += done
+                contracts += [contract.as_json() for contract in seen]
+        queries = learning.queries()
+    made = dataclasses.replace(
+        _table(config, plan, cells, command, contracts),
+        notes=tuple(notes),
+        queries=None if queries is None else queries.as_json(),
+    )
     return made if earlier is None else earlier.with_more(made)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from vlkd_bench.leaveout import BASELINE
 from vlkd_distill.datacontract import describe
 from vlkd_distill.specs import CLIP_PREFIX, TEACHER, Settings
-from vlkd_distill.teacher_names import form_of
+from vlkd_distill.teacher_names import form_of, is_counted
 from vlkd_runtime.errors import ConfigError
 
 from .config import Config

@@ -58,7 +58,10 @@ def finish(
     report = assemble(facts, workspace, bundle, latency)
     history = _remember(report, bundle.digest if bundle else "", root / "history.jsonl")
     report = dataclasses.replace(report, history=history)
-    plain = to_json(report) | {"archive": str(bundle.archive) if bundle else None}
+    plain = to_json(report) | {
+        "archive": str(bundle.archive) if bundle else None,
+        "queries": facts.queries.as_json() if facts.queries is not None else None,
+    }
     write_text(root / "report.json", json.dumps(plain, indent=2, allow_nan=False) + "\n")
     write_text(root / "report.md", render_markdown(report))
     write_text(root / "report.html", render_html(report))
@@ -227,6 +230,8 @@ def _provenance(facts: Facts, bundle: Written | None) -> dict[str, str]:
         "epochs": str(config.distill.epochs),
         "settings": json.dumps(dataclasses.asdict(config.distill), sort_keys=True),
     }
+    if facts.queries is not None:
+        found["questions to the teacher"] = facts.queries.text
     if bundle is not None:
         found["bundle digest"] = bundle.digest
         sizes = [f"{name} {size / 1e6:.1f} MB" for name, size in bundle.variants.items()]

@@ -99,9 +99,10 @@ def _check_views(teacher: Teacher, how: Method, settings: Settings, seen: Traini
         UnavailableError: says how many questions it needs and how many are left.
     """
     from vlkd_distill.feeding import steps_of
-    from vlkd_distill.querybudget import BudgetedTeacher
+    from vlkd_distill.querybudget import counted
 
-    left = teacher.report().left if isinstance(teacher, BudgetedTeacher) else None
+    asked = counted(teacher)
+    left = asked.report().left if asked is not None else None
     epochs = sum(stage.epochs for stage in how.stages() if not stage.cached_features)
     needed = epochs * steps_of(len(seen.rows), settings.batch) * settings.batch
     if left is not None and needed > left:

@@ -26,6 +26,7 @@ from vlkd_runtime.tensorfile import read_tensors, write_tensors
 
 from .answers import few
 from .mapped import Ebb
+from .querybudget import counted
 from .teachers import Teacher
 
 _Ask = Callable[[Sequence[Sample], Sequence[bytes] | None], npt.NDArray[np.float32]]
@@ -120,6 +121,8 @@ def _from_cache(
     if rows is None:
         rows = _ask(teacher, samples, held)
         write_bytes(path, write_tensors({"embedding": rows}, {"teacher": teacher.fingerprint}))
+    elif asked := counted(teacher):
+        asked.count_kept(len(rows))
     return rows
 
 

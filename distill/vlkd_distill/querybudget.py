@@ -6,13 +6,14 @@ Letters used in shapes: N images or texts, D embedding size, H and W pixels.
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,11 @@ from .teachers import Teacher
 FloatArray = npt.NDArray[np.float32]
 Item = TypeVar("Item")
 
+FOLDER = "queries"
+"""Where in a cache ledgers and answers lie."""
+
 _FORMAT = "vlkd-queries/1"
+_LEDGER = "queries.json"
 _PROBE = "a photo"
 _MOST = 10**15
 _KEY = 32
@@ -41,18 +46,35 @@ class QueryReport:
     """What a teacher was asked, for the record.
 
     Attributes:
-        images: images and views asked about, in all runs that share the ledger.
-        texts: texts asked about.
+        asked: questions of this run: images, views and texts.
         from_cache: questions that this run answered from what was kept.
+        images: images and views asked about, in all runs that share the ledger.
+        texts: texts asked about, likewise.
         budget: how many questions may be asked in all; None for any number.
         left: how many still may; None for any number.
     """
 
+    asked: int
+    from_cache: int
     images: int
     texts: int
-    from_cache: int
     budget: int | None
     left: int | None
+
+    @property
+    def text(self) -> str:
+        """The same for people."""
+        spent = self.images + self.texts
+        of = f" of a budget of {self.budget}" if self.budget is not None else ""
+        left = f"{self.left} left" if self.budget is not None else "no budget is set"
+        return (
+            f"{self.asked} asked in this run, {self.from_cache} answered from the cache; {spent}{of} asked in all runs "
+            f"({self.images} images, {self.texts} texts), {left}"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, with the words for people."""
+        return {"text": self.text} | dataclasses.asdict(self)
 
 
 class BudgetedTeacher:
@@ -85,12 +107,12 @@ class BudgetedTeacher:
         self.name, self.fingerprint = teacher.name, teacher.fingerprint
         self.logit_scale = teacher.logit_scale
         self._teacher, self._budget = teacher, budget
-        self.folder = folder / hashlib.sha256(teacher.fingerprint.encode()).hexdigest()[:32]
+        self.folder = _folder_of(teacher.fingerprint, folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._ledger, self._lock = self.folder / "queries.json", self.folder / "lock"
+        self._ledger, self._lock = self.folder / _LEDGER, self.folder / "lock"
         _read_ledger(self._ledger)  # a damaged one is to be known before any work
         self._answers = _Answers(self.folder)
-        self._from_cache = 0
+        self._asked = self._from_cache = 0
 
     @functools.cached_property
     def dim(self) -> int:
@@ -131,10 +153,11 @@ class BudgetedTeacher:
         Raises:
             DataError: the ledger is damaged.
         """
-        ledger = _read_ledger(self._ledger)
-        images, texts = ledger["images"], ledger["texts"]
-        left = None if self._budget is None else max(0, self._budget - images - texts)
-        return QueryReport(images, texts, self._from_cache, self._budget, left)
+        return _report(self._ledger, self._budget, self._asked, self._from_cache)
+
+    def count_kept(self, count: int) -> None:
+        """Count answers that were kept elsewhere and taken from there, so that nobody came here for them."""
+        self._from_cache += count
 
     def _embed(
         self,
@@ -198,6 +221,7 @@ class BudgetedTeacher:
             raise UnavailableError(msg)
         ledger[kind] += count
         write_text(self._ledger, json.dumps({"format": _FORMAT, "teacher": self.name} | ledger))
+        self._asked += count
 
 
 class _Answers:
@@ -268,6 +292,35 @@ class _Answers:
         self._starts.append(self._end)
         self._places |= {key.tobytes(): self._end + row for row, key in enumerate(keys)}
         self._end += len(keys)
+
+
+def counted(teacher: object) -> BudgetedTeacher | None:
+    """A teacher as the one whose questions are counted; None if they are not."""
+    return teacher if isinstance(teacher, BudgetedTeacher) else None
+
+
+def report_without(fingerprint: str, budget: int | None, folder: Path) -> QueryReport:
+    """What a teacher was asked before, for a run that needed nothing of it and has not loaded it.
+
+    Args:
+        fingerprint: the teacher's.
+        budget: how many questions may be asked in all runs together; None for any number.
+        folder: as for `BudgetedTeacher`.
+
+    Raises:
+        DataError: the ledger is damaged.
+    """
+    return _report(_folder_of(fingerprint, folder) / _LEDGER, budget, 0, 0)
+
+
+def _report(path: Path, budget: int | None, asked: int, from_cache: int) -> QueryReport:
+    ledger = _read_ledger(path)
+    left = None if budget is None else max(0, budget - ledger["images"] - ledger["texts"])
+    return QueryReport(asked, from_cache, ledger["images"], ledger["texts"], budget, left)
+
+
+def _folder_of(fingerprint: str, folder: Path) -> Path:
+    return folder / hashlib.sha256(fingerprint.encode()).hexdigest()[:32]
 
 
 def _image_key(image: Image.Image) -> bytes:

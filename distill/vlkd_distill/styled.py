@@ -31,6 +31,7 @@ from vlkd_runtime.tensorfile import read_tensors, write_tensors
 
 from . import stylise
 from .mapped import Ebb
+from .querybudget import counted
 from .teachers import Teacher, device_for
 
 _SHARD = 128
@@ -136,6 +137,8 @@ def build(
             if stored is None:
                 stored = _draw(chunk, contents, style, spec, teacher, own)
                 write_bytes(path, write_tensors(stored, {}))
+            elif asked := counted(teacher):
+                asked.count_kept(len(chunk))
             rows = slice(start, start + len(chunk))
             pixels[position, rows] = stored["pixels"]
             if embeddings is not None:

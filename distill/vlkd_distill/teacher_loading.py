@@ -25,8 +25,8 @@ from .answers import refuse_not_finite, unit_rows
 from .compute import CPU
 from .embedding_store import StoreTeacher
 from .onnx_pair import OnnxPairTeacher
-from .querybudget import BudgetedTeacher
-from .teacher_names import call_parts, check_name, form_of, store_files, teacher_key
+from .querybudget import FOLDER, BudgetedTeacher
+from .teacher_names import call_parts, check_name, form_of, is_counted, store_files, teacher_key
 from .teachers import OpenClipTeacher, Teacher
 
 FloatArray = npt.NDArray[np.float32]
@@ -70,10 +70,10 @@ def load(name: str, cache: Path, budget: int | None = None, device: torch.device
         opened = OpenClipTeacher.load(name)
         opened.device = device
         teacher = opened
-    if budget is None and form != "call":
+    if not is_counted(name, budget):
         return teacher
     # Casts: these two learn ``dim`` from the first answer, and mypy takes a Protocol's attribute as settable.
-    return cast("Teacher", BudgetedTeacher(teacher, budget, cache / "queries"))
+    return cast("Teacher", BudgetedTeacher(teacher, budget, cache / FOLDER))
 
 
 class CallableTeacher:

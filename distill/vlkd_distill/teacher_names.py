@@ -56,6 +56,16 @@ def form_of(name: str) -> Form:
     return "open-clip"
 
 
+def is_counted(name: str, budget: int | None) -> bool:
+    """Whether questions to a teacher are counted: a budget is set, or it is somebody's code. A store asks nobody.
+
+    Raises:
+        ConfigError: as `form_of`.
+    """
+    form = form_of(name)
+    return form == "call" or (budget is not None and form != "store")
+
+
 def folder_of(name: str) -> Path | None:
     """The folder a teacher's files lie in; None for one that a hub names, a store and a callable."""
     if name == DEMO:

@@ -117,6 +117,12 @@ def test_a_table_grows_by_the_cells_of_another_run(tmp_path: Path) -> None:
     ]
     assert list(dict.fromkeys(cell.method for cell in grown.cells)) == ["teacher", "erm", "ours"]
     assert "    the command\n    another command\n" in grown.markdown()
+    asked = {"text": "3 asked in this run", "asked": 3}
+    counted = grown.with_more(dataclasses.replace(more, queries=asked))
+    path.write_text(json.dumps(counted.as_json()))
+    assert LeaveOutTable.read(path).queries == asked and grown.queries is None
+    assert counted.markdown().endswith("\n\nQuestions to the teacher: 3 asked in this run.\n")
+    assert "Questions" not in grown.markdown()
     assert grown.markdown().count("Machine: a machine.") == 1
     assert grown.with_more(more) == grown
 

@@ -15,6 +15,8 @@ from PIL import Image
 from vlkd_distill.data import scan
 from vlkd_distill.teacher_export import write_store
 
+from .conftest import TINY, Invoke
+
 MODULE = '''
 """A vendor's model, as a user would wrap it: it writes down what it is asked."""
 import json
@@ -89,11 +91,43 @@ def test_a_budget_that_runs_out_keeps_what_was_paid_for(
     code, table = edge(*DG, settings=(teacher, f"teacher.query_budget={needed + 2}"))
     assert code == 0 and [row["method"] for row in table["rows"]] == ["teacher", "vl2v-adip"]
     assert len(asked_about(tmp_path)) == needed and set(asked_about(tmp_path).values()) == {1}
-    # Paid for once: another run in another folder that shares the cache needs no budget at all.
-    code, again = edge(
-        *DG, "--cache", str(tmp_path / "out/cache"), out="b", settings=(teacher, "teacher.query_budget=0")
+    counts = {"images": needed, "texts": 2, "left": 0}
+    said = table["queries"].pop("text")
+    assert said.startswith(
+        f"{train - 32} asked in this run, 32 answered from the cache; {needed + 2} of a budget"
     )
-    assert code == 0 and again["rows"] == table["rows"]
+    assert table["queries"] == {"asked": train - 32, "from_cache": 32, "budget": needed + 2, **counts}
+    # Paid for once: another run in another folder that shares the cache needs no budget at all.
+    for from_cache in (needed + 2, 0):  # and then even its stages are found done
+        code, again = edge(
+            *DG, "--cache", str(tmp_path / "out/cache"), out="b", settings=(teacher, "teacher.query_budget=0")
+        )
+        assert code == 0 and again["rows"] == table["rows"]
+        del again["queries"]["text"]
+        assert again["queries"] == {"asked": 0, "from_cache": from_cache, "budget": 0, **counts}
+
+
+def test_a_build_says_what_the_teacher_was_asked(
+    tmp_path: Path, invoke: Invoke, write_data: WriteData, vendor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = scan(write_data())
+    asked = 2 + len(found.of(found.domains, "test")) + len(found.of(["photo"], "train"))
+    monkeypatch.syspath_prepend(str(tmp_path / "code"))
+    settings = (
+        *TINY, *HELD_OUT, f"data.root={tmp_path / 'data'}", vendor(), f"teacher.query_budget={asked + 7}",
+        "compress.calibration_images=32", "compress.candidates=int8-minmax", "guard.worst_points=100",
+        "guard.mean_points=100", "bench.samples=10",
+    )  # fmt: skip
+    words = [word for value in settings for word in ("--set", value)]
+    code, answer, said = invoke(*BUILD, "--json", "--out", tmp_path / "out", *words)
+    assert code == 0, answer
+    text = f"{asked} asked in this run, 0 answered from the cache; {asked} of a budget of {asked + 7} asked in all"
+    counts = {"images": asked - 2, "texts": 2, "budget": asked + 7, "left": 7}
+    assert answer["queries"].pop("text").startswith(text)
+    assert answer["queries"] == {"asked": asked, "from_cache": 0, **counts}
+    assert f"Questions to the teacher: {text}" in " ".join(said.split())
+    for name in ("report.json", "report.md", "report.html"):
+        assert text in (tmp_path / "out" / name).read_text()
 
 
 @pytest.mark.parametrize("method", ["vl2v-adip", "vlkd"])

@@ -19,7 +19,7 @@ from PIL import Image
 
 from vlkd_bench.samples import Sample
 from vlkd_distill import embeddings
-from vlkd_distill.querybudget import BudgetedTeacher, QueryReport
+from vlkd_distill.querybudget import BudgetedTeacher, QueryReport, report_without
 from vlkd_runtime.errors import ConfigError, DataError, UnavailableError
 
 
@@ -72,7 +72,7 @@ def test_no_question_is_asked_twice(tmp_path: Path) -> None:
     texts = teacher.embed_texts(["a", "b", "a"])
     np.testing.assert_array_equal(teacher.embed_texts(["a", "b", "a"]), texts)
     assert vendor.texts == ["a", "b"] and teacher.dim == 4
-    assert teacher.report() == QueryReport(images=3, texts=2, from_cache=7, budget=9, left=4)
+    assert teacher.report() == QueryReport(asked=5, from_cache=7, images=3, texts=2, budget=9, left=4)
 
 
 def test_the_next_run_goes_on_counting_and_knowing(tmp_path: Path) -> None:
@@ -83,7 +83,33 @@ def test_the_next_run_goes_on_counting_and_knowing(tmp_path: Path) -> None:
     assert len(vendor.images) == 1 and teacher.report().left == 2 and teacher.dim == 4
     other = BudgetedTeacher(Vendor("v2"), 5, tmp_path)
     assert other.report().left == 5  # another teacher has a bill of its own
-    assert BudgetedTeacher(Vendor(), None, tmp_path).report() == QueryReport(3, 0, 0, None, None)
+    assert BudgetedTeacher(Vendor(), None, tmp_path).report() == QueryReport(0, 0, 3, 0, None, None)
+    assert teacher.report() == QueryReport(asked=1, from_cache=1, images=3, texts=0, budget=5, left=2)
+    # A run that needed nothing of it has not loaded it, and says the same of all runs.
+    assert report_without("v1", 5, tmp_path) == QueryReport(0, 0, 3, 0, 5, 2)
+    assert report_without("v3", 5, tmp_path).left == 5
+
+
+@pytest.mark.parametrize(
+    ("report", "text"),
+    [
+        pytest.param(
+            QueryReport(34, 16, 80, 10, 100, 10),
+            "34 asked in this run, 16 answered from the cache; 90 of a budget of 100 asked in all runs (80 images, 10 "
+            "texts), 10 left",
+            id="budget",
+        ),
+        pytest.param(
+            QueryReport(0, 2, 1, 0, None, None),
+            "0 asked in this run, 2 answered from the cache; 1 asked in all runs (1 images, 0 texts), no budget is set",
+            id="no budget",
+        ),
+    ],
+)
+def test_the_report_in_words_and_as_json(report: QueryReport, text: str) -> None:
+    plain = report.as_json()
+    assert report.text == text == plain["text"] and json.loads(json.dumps(plain)) == plain
+    assert (plain["asked"], plain["budget"], plain["left"]) == (report.asked, report.budget, report.left)
 
 
 ASKING = """
