@@ -26,6 +26,7 @@ from . import (
     evidence,
     further,
     learn,
+    measurable,
     planned,
     pruning,
     reporting,
@@ -173,12 +174,16 @@ def _build(learning: learn.Learning, target: Target, console: Console) -> Outcom
 def _learn(learning: learn.Learning, dataset: DomainDataset) -> _Learned:
     """Train the baseline and the student, with every held-out file closed, and export both."""
     config, teacher = learning.config, learn.teacher_key(learning.config)
+    free = config.distill.method == synthesising.METHOD
+    images = Images.split(dataset, config.data.held_out, () if free else None)
+    images = dataclasses.replace(images, absent=learn.absent(config))
+    images = measurable.only_decodable(learning, dataset, images, guarded=True)
     vectors_stage = learn.class_vectors(learning, dataset.classes, teacher)
     made = None
-    if config.distill.method == synthesising.METHOD:
+    if free:
         with closed(config, dataset):
             made = synthesising.samples(synthesising.stage(learning, vectors_stage), dataset.classes)
-    images = Images.split(dataset, config.data.held_out, made)
+        images = dataclasses.replace(images, train=made)
     sources = dataset.sources(config.data.held_out) if made is None else synthesising.domains(made)
     learning.live.banner("Data contract", _contract(config, sources, images))
     learn.check_known(learning, (*images.train, *images.test))
@@ -207,7 +212,7 @@ def _for_the_guard(learning: learn.Learning, learned: _Learned) -> _Learned:
             config.guard, config.distill.seed, learning.workspace, learning.live, images.test
         )
         images = dataclasses.replace(images, guarded=drawn)
-    images = dataclasses.replace(images, guarded=(*images.guarded, *learn.absent(config)))
+    images = dataclasses.replace(images, guarded=(*images.guarded, *images.absent))
     return dataclasses.replace(learned, images=images, usable=usable)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 from vlkd_bench.leaveout import BASELINE
 from vlkd_compress.prune.settings import Goal, PruneSettings
 from vlkd_distill.synthspecs import SynthesisSettings
-from vlkd_distill.teacher_names import is_counted
 from vlkd_runtime.errors import ConfigError
 
 from . import targets as devices

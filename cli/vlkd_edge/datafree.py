@@ -22,7 +22,7 @@ from vlkd_runtime.atomic import write_bytes, write_text
 from vlkd_runtime.errors import ConfigError
 from vlkd_runtime.vectors import ClassVectors
 
-from . import learn, sharded, ship, synthesising, teach
+from . import learn, measurable, sharded, ship, synthesising, teach
 from .build import check_beforehand
 from .config import Config
 from .facts import Images, closed, stand_ins
@@ -144,7 +144,7 @@ def _rows(
 ) -> tuple[tuple[Cell, ...], tuple[MadeImages | None, ...], int]:
     config = learning.config
     dataset = learn.dataset(learning)
-    images = Images.split(dataset, config.data.held_out)
+    images = measurable.only_decodable(learning, dataset, Images.split(dataset, config.data.held_out))
     per_class = len(images.train) // len(dataset.classes)
     vectors_stage = learn.class_vectors(learning, dataset.classes, learn.teacher_key(config))
     vectors = ClassVectors.load(vectors_stage.folder / "class_vectors.safetensors")

@@ -36,7 +36,7 @@ from vlkd_runtime import Classifier
 from vlkd_runtime.errors import ConfigError
 from vlkd_runtime.vectors import ClassVectors
 
-from . import learn, ship, teach
+from . import learn, measurable, ship, teach
 from .build import check_beforehand
 from .config import Config
 from .facts import Images, closed, contract, stand_ins
@@ -179,7 +179,7 @@ def _seed(
     config = learning.config
     dataset = learn.dataset(learning)
     parts = Parts.of(dataset.classes, unseen, seed, config.data.root)
-    images = Images.split(dataset, config.data.held_out)
+    images = measurable.only_decodable(learning, dataset, Images.split(dataset, config.data.held_out))
     shown = dataclasses.replace(images, train=splits.restrict(images.train, parts.classes, parts.seen))
     runs = {name: dataclasses.replace(learning, config=_with(config, name, seed)) for name in plan.methods}
     for name, run in runs.items():

@@ -41,11 +41,17 @@ class Images:
         train: train images of the source domains, or made ones: training, calibration, golden samples.
         test: test images of every domain: accuracies.
         guarded: every image of the held-out domains: the guard's choice among candidates.
+        absent: images that show none of the classes, which the guard sees, too.
+        left_out: ids of those of the three parts above that are left out, as they cannot be decoded.
+        not_imported: ids of train images that were left out when shards were read, likewise.
     """
 
     train: tuple[Sample, ...]
     test: tuple[Sample, ...]
     guarded: tuple[Sample, ...]
+    absent: tuple[Sample, ...] = ()
+    left_out: tuple[str, ...] = ()
+    not_imported: tuple[str, ...] = ()
 
     @classmethod
     def split(
@@ -80,6 +86,29 @@ class Images:
             )
             raise DataError(msg)
         return parts
+
+    def without(self, bad: Mapping[str, str]) -> Images:
+        """The same without some images that are not learned from.
+
+        Args:
+            bad: why each cannot be decoded, by id.
+
+        Raises:
+            DataError: no test image of a domain is left.
+        """
+        test, guarded, absent = (
+            tuple(sample for sample in part if sample.image not in bad)
+            for part in (self.test, self.guarded, self.absent)
+        )
+        empty = sorted({sample.domain for sample in self.test} - {sample.domain for sample in test})
+        if empty:
+            reason = next(reason for image, reason in bad.items() if image.startswith(f"{empty[0]}/"))
+            msg = (
+                f"Expected test images of {', '.join(empty)}, found none that can be decoded: {reason}. Replace it, "
+                "or add images: some tens a class and domain are the least that says anything."
+            )
+            raise DataError(msg)
+        return dataclasses.replace(self, test=test, guarded=guarded, absent=absent, left_out=tuple(bad))
 
 
 def closed(
@@ -131,7 +160,8 @@ def contract(
         selection=len(judges),
         calibration=0,
         test=len(images.test),
-        bad=len(images.train) - len(readable),
+        bad=len(images.train) - len(readable) + len(images.not_imported) + len(images.left_out),
+        bad_measured=len(images.left_out),
     )
     views: TeacherViews = how.teacher_view if planned.shows_images(how) else "none"
     copied = config.student.arch == TEACHER

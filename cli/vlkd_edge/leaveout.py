@@ -27,7 +27,7 @@ from vlkd_runtime.atomic import write_bytes, write_text
 from vlkd_runtime.errors import ConfigError
 from vlkd_runtime.vectors import ClassVectors
 
-from . import learn, sharded, ship, synthesising, teach, trainingdata
+from . import learn, measurable, sharded, ship, synthesising, teach, trainingdata
 from .build import check_beforehand
 from .config import Config
 from .facts import Images, closed, contract, stand_ins
@@ -202,6 +202,7 @@ def _held_out(
     config = learning.config
     dataset = learn.dataset(learning)
     images = Images.split(dataset, config.data.held_out)
+    images = measurable.only_decodable(learning, dataset, images)
     methods = _methods(plan)
     key = learn.teacher_key(config)
     vectors_stage = learn.class_vectors(learning, dataset.classes, key)
@@ -210,7 +211,7 @@ def _held_out(
     if synthesising.METHOD in methods:
         with closed(config, dataset):
             made = synthesising.samples(synthesising.stage(learning, vectors_stage), dataset.classes)
-        own = Images.split(dataset, config.data.held_out, made)
+        own = dataclasses.replace(images, train=made, not_imported=())
         seen[synthesising.METHOD] = (own, synthesising.domains(made))
     basis = {
         "teacher": key,

@@ -87,7 +87,7 @@ def _prompted(config: Config, how: Settings) -> list[str]:
 
 def _shared(config: Config, how: Settings) -> list[str]:
     """What several processes cannot share."""
-    counted = config.teacher.query_budget is not None or form_of(config.teacher.model) == "call"
+    counted = is_counted(config.teacher.model, config.teacher.query_budget)
     if how.processes == 1 or how.teacher_view != "same_aug" or not shows_images(how) or not counted:
         return []
     return [

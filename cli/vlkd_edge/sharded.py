@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,6 +139,20 @@ def to_calibrate_with(learning: Learning, samples: Sequence[Sample]) -> tuple[Sa
     held_out = config.data.held_out
     chosen = select_calibration(samples, count, seed=config.distill.seed, forbidden_domains=held_out)
     return files(learning, chosen)
+
+
+def left_out(learning: Learning, unpacked: Path) -> dict[str, str]:
+    """Why images of any domain were left out when the shards were read, by id.
+
+    Args:
+        learning: what the stages share.
+        unpacked: root of `dataset`, with the test images.
+    """
+    from vlkd_distill import webdata
+
+    too_large = unpacked / webdata.BAD
+    listed = json.loads(too_large.read_text()) if too_large.exists() else []
+    return dict((*webdata.open_import(_imported(learning).folder).store.bad, *listed))
 
 
 def contents(config: Config, samples: Sequence[Sample]) -> Iterator[bytes]:

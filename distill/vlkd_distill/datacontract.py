@@ -114,6 +114,7 @@ class Counts:
         test: images that are only measured on.
         bad: images left out because they cannot be decoded.
         guarded: images of the held-out domains by which the guard chooses among compressed candidates.
+        bad_measured: those of the bad ones that would only have been measured on, or judged by.
     """
 
     train: int
@@ -122,6 +123,7 @@ class Counts:
     test: int
     bad: int = 0
     guarded: int = 0
+    bad_measured: int = 0
 
 
 _ENDS_WITH: dict[Rule, str] = {
@@ -169,10 +171,13 @@ class DataContract:
     def __post_init__(self) -> None:
         needs = describe(self.method)
         problems = [f"'{name}' is both source and held out" for name in self.sources if name in self.held_out]
-        for part in ("train", "selection", "calibration", "test", "bad", "guarded"):
-            count = getattr(self.counts, part)
+        for part, count in dataclasses.asdict(self.counts).items():
             if count < 0:
                 problems.append(f"{part} counts {count} images")
+        if self.counts.bad_measured > self.counts.bad:
+            problems.append(
+                f"{self.counts.bad_measured} of {self.counts.bad} bad images were to be measured on"
+            )
         if self.labels != needs.labels:
             problems.append(f"labels are {_used(self.labels)}, expected {_used(needs.labels)}")
         if self.unlabelled != needs.unlabelled_images:
@@ -232,6 +237,8 @@ class DataContract:
         for name in ("rule", "aligned"):
             if plain[name] == "last":
                 del plain[name]
+        if not self.counts.bad_measured:
+            del plain["counts"]["bad_measured"]
         return {"text": self.text} | plain
 
     @property
@@ -258,7 +265,8 @@ class DataContract:
         judges = (
             f"{counts.selection} images of the same domains, kept back" if counts.selection else "no image"
         )
-        bad = f" {counts.bad} more cannot be decoded and are left out." if counts.bad else ""
+        bad = _left_out(counts.bad - counts.bad_measured, "more")
+        measured = _left_out(counts.bad_measured, "more images to measure on or to judge by")
         lines = [
             f"{self.method}: {self.text}",
             f"Training: {counts.train} images, domains {', '.join(self.sources) or 'none'}; "
@@ -283,8 +291,13 @@ class DataContract:
             lines.append(f"Unseen classes: {', '.join(self.unseen)}. Their images are only measured on.")
         return (
             *lines,
-            f"Accuracies: {counts.test} test images (one in five of each domain, by hash of the name).",
+            f"Accuracies: {counts.test} test images (one in five of each domain, by hash of the name)."
+            + measured,
         )
+
+
+def _left_out(count: int, what: str) -> str:
+    return f" {count} {what} cannot be decoded and are left out." if count else ""
 
 
 def _used(flag: bool) -> str:

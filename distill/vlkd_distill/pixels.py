@@ -21,9 +21,9 @@ from vlkd_runtime.atomic import write_text
 from vlkd_runtime.errors import DataError, ImageError
 from vlkd_runtime.preprocess import PreprocessSpec, prepare
 
+from .decodable import refuse_too_many
 from .mapped import Ebb
 
-_MOST_BAD = 0.01
 _AT_ONCE = 64
 
 
@@ -108,13 +108,7 @@ def build(
                     row += 1
                     ebb.touch(result.nbytes)
                 progress(1)
-    if len(bad) > max(1, int(_MOST_BAD * len(samples))):
-        listed = "\n".join(f"  {reason}" for _, reason in bad[:5])
-        msg = (
-            f"{len(bad)} of {len(samples)} training images cannot be decoded; at most {_MOST_BAD:.0%} may be. "
-            f"Replace or remove them. The first ones:\n{listed}"
-        )
-        raise DataError(msg)
+    refuse_too_many(bad, len(samples), "training images")
     pixels.flush()
     if bad:
         np.save(folder / "pixels.npy", pixels[:row])

@@ -30,13 +30,14 @@ from vlkd_runtime.preprocess import PreprocessSpec, prepare
 
 from .data import Split
 from .datacontract import announce
+from .decodable import refuse_too_many
 from .mapped import Ebb
 from .pixels import PixelStore
 from .shards import DomainFrom, Entry, entries_of
 
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF")
 _BATCH = 16
-_MOST_BAD = 0.01  # as for folders, see `pixels.build`
+BAD = "bad.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +212,8 @@ def unpack(
 
     Args:
         shards: as for `import_shards`, as are the others.
-        folder: gets ``<domain>/<class>/<file>``.
+        folder: gets ``<domain>/<class>/<file>``, and in ``bad.json`` id and reason of each image that is too large
+            to be one.
         classes: class names in label order (C,).
         domains: take only these.
         split: take only train or test images.
@@ -221,17 +223,21 @@ def unpack(
         How many images were written.
 
     Raises:
-        DataError: as `import_shards`, or an image is too large.
+        DataError: as `import_shards`, but for images that cannot be decoded: nothing is decoded.
     """
     count = 0
+    bad: list[tuple[str, str]] = []
     for entry in entries_of(shards, classes, domains, split, domain_from):
         if isinstance(entry.image, str):
-            msg = f"{entry.shard}/{entry.key}: {entry.image}. Make it smaller or leave it out."
-            raise DataError(msg)
+            bad.append((entry.sample(0).image, f"{entry.shard}/{entry.key}: {entry.image}"))
+            continue
         path = folder / entry.sample(0).image
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, entry.image)
         count += 1
+    if bad:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / BAD, json.dumps(bad))
     return count
 
 
@@ -340,13 +346,10 @@ def _check_bad(bad: Sequence[tuple[str, str]], count: int, shards: Sequence[Path
     if count == len(bad) == 0:
         msg = f"Expected images in {len(shards)} shards, found none of the domains, classes and split asked for."
         raise DataError(msg)
-    if len(bad) > max(1, int(_MOST_BAD * count)) or len(bad) == count:
-        listed = "\n".join(f"  {reason}" for _, reason in bad[:5])
-        msg = (
-            f"{len(bad)} of {count} images cannot be decoded; at most {_MOST_BAD:.0%} may be. "
-            f"Replace or remove them. The first ones:\n{listed}"
-        )
+    if len(bad) == count:
+        msg = f"{len(bad)} of {count} images cannot be decoded: {bad[0][1]}. Replace them."
         raise DataError(msg)
+    refuse_too_many(bad, count, "images")
 
 
 def _write_header(file: IO[bytes], rows: int, spec: PreprocessSpec) -> int:

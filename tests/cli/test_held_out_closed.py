@@ -24,7 +24,8 @@ WriteData = Callable[..., Path]
 
 MEASURING = {"ship.answer", "learn.teacher_predictions", "climbing.answer", "ship.measure_shipped"}
 # Answers are asked for, and the report shows a few of the pictures whose answers compression changed.
-LOOKING = {"predictions.evaluate", "embeddings.embed", "flips.thumbnail"}
+DECODING = "decodable.problem_of"
+LOOKING = {"predictions.evaluate", "embeddings.embed", "flips.thumbnail", DECODING}
 HASHING = "data.content_key"
 CALIBRATION_CHECK = "calibration.refuse_held_out"
 
@@ -83,6 +84,11 @@ def test_only_evaluation_opens_held_out_images(
     assert len(evaluations) >= len(list((root / "sketch").rglob("*.png"))) // 5 * 2  # teacher and students
     assert all(names & LOOKING for names in evaluations), found
     assert set().union(*(names & opened_by for names in evaluations)) == opened_by
+    # Whether they can be decoded is looked at once, before anything is learned or measured.
+    decoding = [DECODING in names for names in evaluations]
+    assert decoding == sorted(decoding, reverse=True)
+    wanted = (root / "sketch").rglob("*.png") if words[0] == "build" else scan(root).of(["sketch"], "test")
+    assert sum(decoding) == len(list(wanted))
     learning = {
         "training.train",
         "training._source_loss",

@@ -22,7 +22,7 @@ CLASSES = ("cat", "fish", "tree")
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three styles of three classes as a folder, and beside it as shards of 17 images."""
+    """Three styles of three classes as a folder, and beside it as shards of 17 images; two images are cut short."""
     root = tmp_path_factory.mktemp("world")
     for style in ("photo", "cartoon", "sketch"):
         for name in CLASSES:
@@ -31,6 +31,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 picture = demo.render(demo.sample_scene(3, style, name, number), 64)
                 picture.save(root / "folder" / style / name / f"{number:02d}.png")
     found = data.scan(root / "folder")
+    for bad in (found.of(["photo"], "test")[0], found.of(["cartoon"], "train")[0]):
+        bad.path.write_bytes(bad.path.read_bytes()[:-100])
     webdata.write_shards(found.samples, found.classes, root / "shards", 17)
     return root
 
@@ -44,6 +46,9 @@ def test_shards_give_the_table_of_their_folder(world: Path, tmp_path: Path, benc
     assert by_shards["rows"][0]["dataset"] == "shards"
     for one, other in zip(by_folder["rows"], by_shards["rows"], strict=True):
         assert {**one, "dataset": "", "key": ""} == {**other, "dataset": "", "key": ""}
+    assert by_shards["contract"] == by_folder["contract"]
+    counts = by_shards["contract"][0]["counts"]
+    assert (counts["bad"], counts["bad_measured"]) == (2, 1)
     assert by_shards["command"].startswith("vlkd-edge bench dg --dataset 'wds:*.tar'")
     # Train images are in stores at the student's size; no file of theirs was written.
     images = {path.name for path in (tmp_path / "b").rglob("*.png")} - {"table.png"}

@@ -76,6 +76,19 @@ def test_banner_counts_selection_and_bad_images() -> None:
     assert "chosen by 12 images of the same domains, kept back: the one with the least loss" in text
     assert made.as_json()["rule"] == "source-best"
     assert "3 more cannot be decoded" in text and "domains a, b" in text
+    assert "bad_measured" not in made.as_json()["counts"]
+
+
+def test_banner_says_where_bad_images_are_missing() -> None:
+    counts = Counts(train=80, selection=0, calibration=0, test=20, bad=5, bad_measured=2)
+    made = DataContract.of("kd", ["a"], ["c"], "clean_cached", counts)
+    training, *_, accuracies = (line for line in made.banner() if "left out" in line)
+    assert training.endswith("not used. 3 more cannot be decoded and are left out.")
+    assert accuracies.startswith("Accuracies: 20 test images")
+    assert accuracies.endswith(
+        " 2 more images to measure on or to judge by cannot be decoded and are left out."
+    )
+    assert (made.as_json()["counts"]["bad"], made.as_json()["counts"]["bad_measured"]) == (5, 2)
 
 
 def test_banner_names_the_guard_and_unseen_classes_where_there_are_any() -> None:
@@ -112,6 +125,11 @@ def test_promptkd_says_whose_labels_it_reads() -> None:
             lambda: DataContract.of("kd", ["a"], ["b"], "same_aug", Counts(1, -1, 0, 0)),
             "counts -1",
             id="count",
+        ),
+        pytest.param(
+            lambda: DataContract.of("kd", ["a"], ["b"], "same_aug", Counts(1, 0, 0, 0, 1, 0, 2)),
+            "2 of 1 bad images",
+            id="bad",
         ),
         pytest.param(
             lambda: DataContract("data-free", (), ("b",), True, False, "same_aug", COUNTS),

@@ -160,6 +160,18 @@ def test_images_of_one_split_become_the_files_they_were(tmp_path: Path) -> None:
         assert (tmp_path / "files" / sample.image).read_bytes() == sample.path.read_bytes()
 
 
+def test_a_test_image_that_is_too_large_is_passed_over_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = len(picture(0))
+    monkeypatch.setattr(shards_module, "_LARGEST_IMAGE_BYTES", most)
+    members = (*good("a"), ("b.cls", b"cat"), ("b.png", bytes(most + 1)))
+    shard = pack(tmp_path / "photo-0.tar", *members)
+    assert webdata.unpack([shard], tmp_path / "files", classes=["cat"]) == 1
+    ((image, reason),) = json.loads((tmp_path / "files" / webdata.BAD).read_text())
+    assert image == "photo/cat/b.png" and reason == f"{shard}/b: {most + 1} bytes, expected at most {most}"
+
+
 def test_rows_become_files_that_prepare_to_the_same_rows(tmp_path: Path) -> None:
     found = world(tmp_path / "data", 4)
     shards = webdata.write_shards(found.samples, found.classes, tmp_path / "shards")
