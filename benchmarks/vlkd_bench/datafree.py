@@ -9,7 +9,7 @@ from typing import Any, Final
 from vlkd_runtime.errors import DataError
 
 from .leaveout import Cell, LeaveOutTable, MethodSummary, summarise_cells
-from .tablenotes import how_it_was_made
+from .tablenotes import how_it_was_made, who_saw_what
 
 REAL: Final = "real"
 AIM: Final = 0.85
@@ -51,6 +51,7 @@ class DataFreeTable:
         settings: how every student was trained, and how images were made.
         stand_ins: sentences on what stands in for the real thing.
         notes: what the reader must know beside it.
+        contract: who saw what: an object for each row but the teacher's.
     """
 
     cells: tuple[Cell, ...]
@@ -63,6 +64,7 @@ class DataFreeTable:
     settings: Mapping[str, Any]
     stand_ins: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    contract: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         unknown = {cell.method for cell in self.cells} - set(self.meaning)
@@ -121,6 +123,7 @@ class DataFreeTable:
             "rows": rows,
             "share_of_real": shares,
             "findings": list(self.findings()),
+            "contract": list(self.contract),
             "notes": list(self.notes),
         }
 
@@ -145,6 +148,7 @@ class DataFreeTable:
         lines += ["", *(f"- {sentence}" for sentence in (*self.findings(), *self.notes))]
         lines += ["", "## The rows", ""]
         lines += [f"- `{name}`: {self.meaning[name]}" for name in dict.fromkeys(c.method for c in self.cells)]
+        lines += who_saw_what(self.contract)
         lines += how_it_was_made(self.command, self.machine, self.settings)
         return "\n".join(lines) + "\n"
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from rich.console import Console
 
@@ -16,6 +17,7 @@ from vlkd_bench.datafree import REAL, DataFreeTable, MadeImages
 from vlkd_bench.leaveout import BASELINE, TEACHER, Cell
 from vlkd_bench.machine import read_machine
 from vlkd_bench.samples import Sample
+from vlkd_distill.data import DomainDataset
 from vlkd_distill.specs import MethodName
 from vlkd_distill.synthspecs import SynthesisSettings
 from vlkd_runtime.atomic import write_bytes, write_text
@@ -25,7 +27,7 @@ from vlkd_runtime.vectors import ClassVectors
 from . import learn, measurable, sharded, ship, synthesising, teach
 from .build import check_beforehand
 from .config import Config
-from .facts import Images, closed, stand_ins
+from .facts import Images, closed, contract, stand_ins
 from .leaveout import cell
 from .parsing import nearest
 from .progress import Live
@@ -120,7 +122,8 @@ def run(
     with locked(out):
         live = Live(console)
         learning = learn.Learning(config, Workspace(out, cache, live.say), live)
-        cells, made, per_class = _rows(learning, plan)
+        contracts: dict[str, Mapping[str, Any]] = {}
+        cells, made, per_class = _rows(learning, plan, contracts)
     settings = {k: v for k, v in config.distill.used().items() if k != "seed"}
     synthesis = {k: v for k, v in config.synthesis.used().items() if k not in ("rule", "space", "seed")}
     return DataFreeTable(
@@ -136,11 +139,12 @@ def run(
         | {"synthesis.images_per_class": per_class, "excluded": list(synthesising.excluded(config))},
         stand_ins=stand_ins(config),
         notes=tuple(notes),
+        contract=tuple(contracts.values()),
     )
 
 
 def _rows(
-    learning: learn.Learning, plan: Plan
+    learning: learn.Learning, plan: Plan, contracts: dict[str, Mapping[str, Any]]
 ) -> tuple[tuple[Cell, ...], tuple[MadeImages | None, ...], int]:
     config = learning.config
     dataset = learn.dataset(learning)
@@ -166,6 +170,10 @@ def _rows(
                 with closed(config, dataset):
                     stage = synthesising.stage(row, vectors_stage)
                 seen, described = synthesising.samples(stage, dataset.classes), _described(stage)
+            if name not in contracts:  # the same for every seed
+                contracts[name] = _announced(
+                    row, name, dataset, dataclasses.replace(images, train=tuple(seen))
+                )
             with closed(config, dataset):
                 graph = _trained(row, method, seen, vectors_stage)
             answers = shared.read(shared.predictions(name, graph, images.test))
@@ -173,6 +181,23 @@ def _rows(
             found.append(described)
     order = sorted(range(len(cells)), key=lambda k: (TEACHER, *plan.rows).index(cells[k].method))
     return tuple(cells[k] for k in order), tuple(found[k] for k in order), per_class
+
+
+def _announced(
+    learning: learn.Learning, name: str, dataset: DomainDataset, images: Images
+) -> Mapping[str, Any]:
+    """Show who sees what in a row, and give it as plain values."""
+    config = learning.config
+    if name in (BASELINE, REAL):
+        # On real images, the loss of data-free looks at what naive distillation looks at.
+        method: MethodName = BASELINE if name == BASELINE else "kd"
+        sources = dataset.sources(config.data.held_out)
+    else:
+        method, sources = synthesising.METHOD, synthesising.domains(images.train)
+    agreed = contract(config, method, sources, images)
+    _, *rest = agreed.banner()
+    learning.live.banner("Data contract", (f"{name}: {agreed.text}", *rest))
+    return agreed.as_json() | {"method": name}
 
 
 def _trained(

@@ -81,6 +81,13 @@ def test_a_table_has_a_row_for_each_way_and_is_made_once(root: Path, tmp_path: P
     assert made["real"].images == real and made["real"].vendi is None
     assert made["contrastive-named"].images == real // 3 * 3
     assert made["inversion-contrastive"].images == 6
+    seen = {one["method"]: one for one in table.contract}
+    assert list(seen) == list(plan.rows)
+    assert seen["real"]["labels"] and seen["real"]["sources"] == ("photo",)
+    assert "soft labels" in seen["real"]["text"] and "no real image" in seen["contrastive-named"]["text"]
+    assert {one["held_out"] for one in seen.values()} == {("sketch",)}
+    assert seen["real"]["counts"]["train"] == real and seen["inversion-contrastive"]["counts"]["train"] == 6
+    assert "- inversion-contrastive: Learns from no real image" in (tmp_path / "table.md").read_text()
     named, other = (
         json.loads(path.read_text())
         for path in sorted(tmp_path.glob("out/stages/synthesis-*/images/*.json"), key=lambda p: p.name)
