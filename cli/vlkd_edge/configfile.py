@@ -120,6 +120,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "synthesis.inversion.noise": (0, 1),
     "synthesis.diffusion.size": (0, 4096),
     "synthesis.diffusion.steps": (1, 1000),
+    "synthesis.diffusion.strength": (0.01, 1),
     "synthesis.diffusion.guidance": (0, 100),
     "synthesis.diffusion.batch": (1, 1024),
     "compress.calibration_images": (32, 100_000),

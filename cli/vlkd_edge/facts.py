@@ -177,6 +177,7 @@ def contract(
         rule=how.weights,
         aligned=how.align_weights if "align_weights" in how.used() else "last",
         prompts=_prompts(config, prompted) if method == "promptkd" else "",
+        redrawn=how.prompted_styles if "prompted_styles" in how.used() else (),
     )
 
 

@@ -280,6 +280,8 @@ def _key(learning: learn.Learning, method: MethodName, train: str, basis: Mappin
         "prompts": dataclasses.asdict(learning.config.prompts) if method == "promptkd" else None,
         "styles": trainingdata.style_renderer() if method == "vlkd" else None,
     }
+    if "prompted_styles" in learning.settings(method).used():
+        inputs["restyler"] = synthesising.restyler_key(learning.config)
     if learning.settings(method).reads_captions:
         inputs["captions"] = trainingdata.captions_key(learning.config)
     return _digest({"method": method, **basis, **inputs})

@@ -9,6 +9,7 @@ from vlkd_bench.leaveout import BASELINE
 from vlkd_distill.datacontract import describe
 from vlkd_distill.specs import CLIP_PREFIX, TEACHER, Settings
 from vlkd_distill.teacher_names import form_of, is_counted
+from vlkd_distill.wording import words_for
 from vlkd_runtime.errors import ConfigError
 
 from .config import Config
@@ -26,7 +27,13 @@ def check(config: Config, how: Settings) -> None:
     Raises:
         ConfigError: names every problem found, not only the first.
     """
-    errors = [*_white_box(config, how), *_store(config, how), *_prompted(config, how), *_shared(config, how)]
+    errors = [
+        *_white_box(config, how),
+        *_store(config, how),
+        *_prompted(config, how),
+        *_shared(config, how),
+        *_named(config, how),
+    ]
     if errors:
         raise ConfigError(" ".join(errors))
 
@@ -83,6 +90,36 @@ def _prompted(config: Config, how: Settings) -> list[str]:
         f"student.arch = '{arch}': a CLIP's image tower with visual prompts is trained by promptkd only, found "
         f"{how.method}{beside}. Leave that method out (--methods), or choose a timm model."
     ]
+
+
+def _named(config: Config, how: Settings) -> list[str]:
+    """Styles that texts name: who redraws, and what no text may say."""
+    if how.method != "vlkd" or not how.prompted_styles:
+        return []
+    errors = []
+    if config.synthesis.synthesiser == "demo":
+        errors.append(
+            "distill.prompted_styles: the demo's renderer draws scenes and redraws no image: expected "
+            "synthesis.synthesiser = 'diffusion' or 'inversion'."
+        )
+    elif config.synthesis.synthesiser == "inversion" and form_of(config.teacher.model) not in _OPEN_CLIP:
+        errors.append(
+            "distill.prompted_styles: synthesis.synthesiser = 'inversion' needs the gradients of an open_clip teacher, "
+            f"found '{config.teacher.model}'."
+        )
+    unsaid = words_for(config.data.held_out) if config.synthesis.exclude_held_out else ()
+    for text in how.prompted_styles:
+        if text.count("{}") != 1 or set(text.replace("{}", "", 1)) & set("{}"):
+            errors.append(
+                f"distill.prompted_styles: expected texts with one {{}} for the class name, found '{text}'."
+            )
+        said = next((word for word in (*config.synthesis.exclude, *unsaid) if word in text.lower()), None)
+        if said is not None:
+            errors.append(
+                f"distill.prompted_styles: '{text}' says '{said}', and what is named is not unseen. Leave it out, or "
+                "set synthesis.exclude_held_out = false and say so."
+            )
+    return errors
 
 
 def _shared(config: Config, how: Settings) -> list[str]:

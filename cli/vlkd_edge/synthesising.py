@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -25,8 +26,10 @@ from .progress import Live
 from .stages import StageResult, Workspace, locked, versions
 
 if TYPE_CHECKING:
+    from vlkd_distill.specs import Settings
+    from vlkd_distill.styled import Named
     from vlkd_distill.synthcheck import SyntheticReport
-    from vlkd_distill.synthesis import Synthesiser
+    from vlkd_distill.synthesis import Restyler, Synthesiser
     from vlkd_distill.teachers import Teacher
     from vlkd_distill.wording import Prompt
 
@@ -178,6 +181,38 @@ def _synthesiser(config: Config, teacher: Teacher) -> Synthesiser:
     from vlkd_distill.diffusion import Diffusers
 
     return Diffusers.load(asked.diffusion)
+
+
+def restyler_key(config: Config) -> str:
+    """Hash of who redraws images and how; the teacher is part of it where it is looked at.
+
+    Raises:
+        UnavailableError: the weights cannot be found.
+    """
+    asked = config.synthesis
+    how = asked.diffusion if asked.synthesiser == "diffusion" else asked.inversion
+    seen = learn.teacher_key(config) if asked.synthesiser == "inversion" else ""
+    told = json.dumps([_identity(config), seen, dataclasses.asdict(how)], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def named_styles(learning: learn.Learning, settings: Settings) -> Named:
+    """The styles that texts name, and who redraws images in them; nobody is loaded yet."""
+    from vlkd_distill.styled import Named
+
+    config = learning.config
+
+    def load() -> Restyler:
+        if config.synthesis.synthesiser == "inversion":
+            from vlkd_distill.inversion import Inversion
+
+            return Inversion(learning.teacher(), config.synthesis.inversion)
+        from vlkd_distill.diffusion import Diffusers
+
+        return Diffusers.load(config.synthesis.diffusion, redraws=True)
+
+    texts = settings.prompted_styles
+    return Named(texts, restyler_key(config) if texts else "", load)
 
 
 def _identity(config: Config) -> str:

@@ -15,7 +15,7 @@ from vlkd_distill.augmentation import Augmentation
 from vlkd_distill.specs import TEACHER, MethodName
 from vlkd_runtime.atomic import write_bytes, write_text
 
-from . import trainingdata
+from . import synthesising, trainingdata
 from .learn import Learning, load_vectors, teacher_key
 from .stages import StageResult, versions
 
@@ -186,6 +186,8 @@ def train(
         inputs["copied"] = teacher_key(learning.config)
     if method == "vlkd":
         inputs["renderer"] = trainingdata.style_renderer()
+    if "prompted_styles" in settings.used():
+        inputs["restyler"] = synthesising.restyler_key(learning.config)
     if settings.reads_captions:
         inputs["captions"] = trainingdata.captions_key(learning.config)
     if changed is not None:

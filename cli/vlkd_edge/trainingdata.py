@@ -14,7 +14,7 @@ from vlkd_bench.samples import Sample
 from vlkd_distill.specs import MethodName, Settings
 from vlkd_runtime.errors import UnavailableError
 
-from . import sharded
+from . import sharded, synthesising
 from .config import Config
 from .learn import Learning, matched, teacher_key
 from .stages import StageResult
@@ -142,7 +142,7 @@ def _styled(
     def work(folder: Path) -> None:
         from vlkd_distill import styled
 
-        total = len(samples) * len(settings.styles)
+        total = len(samples) * len(settings.every_style)
         with learning.live.task("drawing other styles", total) as advance:
             cache = learning.workspace.cache / "styled"
             own = None
@@ -157,6 +157,7 @@ def _styled(
                 cache,
                 advance,
                 pixels_of=own,
+                named=synthesising.named_styles(learning, settings),
             )
 
     from vlkd_distill.pixels import PixelStore
@@ -168,8 +169,10 @@ def _styled(
         "teacher": teacher_key(learning.config) if asks else "",
         "renderer": style_renderer(),
     }
+    if settings.prompted_styles:
+        inputs["prompted"] = [*settings.prompted_styles, synthesising.restyler_key(learning.config)]
     stage = learning.workspace.stage("styles", inputs, work)
-    return StyledStore.open(stage.folder, settings.styles)
+    return StyledStore.open(stage.folder, settings.every_style)
 
 
 def captions_key(config: Config) -> str:

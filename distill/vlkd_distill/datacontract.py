@@ -151,6 +151,7 @@ class DataContract:
         copied: whether the student starts as a copy of the teacher's image encoder, whatever the method.
         rule: which weights a training ends with.
         aligned: which ones its first stage of two ends with.
+        redrawn: texts by which a synthesiser redraws training images.
         prompts: which labelled images teach the teacher's prompts, as a sentence; empty where none are learned.
     """
 
@@ -167,6 +168,7 @@ class DataContract:
     rule: Rule = "last"
     aligned: Rule = "last"
     prompts: str = ""
+    redrawn: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         needs = describe(self.method)
@@ -204,6 +206,7 @@ class DataContract:
         rule: Rule = "last",
         aligned: Rule = "last",
         prompts: str = "",
+        redrawn: Iterable[str] = (),
     ) -> DataContract:
         """The contract that a method asks for; one that asks no teacher has no views, whatever is given.
 
@@ -226,12 +229,13 @@ class DataContract:
             rule=rule,
             aligned=aligned,
             prompts=prompts,
+            redrawn=tuple(redrawn),
         )
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, with what the method asks for in words."""
         plain = dataclasses.asdict(self)
-        for name in ("captions", "copied", "prompts"):  # which earlier results do not have
+        for name in ("captions", "copied", "prompts", "redrawn"):  # which earlier results do not have
             if not plain[name]:
                 del plain[name]
         for name in ("rule", "aligned"):
@@ -248,6 +252,8 @@ class DataContract:
         more = f" {self.prompts}" if self.prompts else ""
         more += f" {_COPIED}" if self.copied and self.method != "vl2v-sd" else ""  # whose text says it
         more += f" {_CAPTIONS}" if self.captions else ""
+        if self.redrawn:
+            more += f" A synthesiser redraws these images as texts say: {'; '.join(self.redrawn)}."
         if needs.teacher_images and self.teacher_views == "none":
             text = "Learns from labelled images of the source domains and from the class texts; no image is embedded."
             return text + more

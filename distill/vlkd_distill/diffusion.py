@@ -36,15 +36,15 @@ class Diffusers:
         self._pipeline, self._settings, self._weights = pipeline, settings, weights
 
     @classmethod
-    def load(cls, settings: DiffusionSettings) -> Diffusers:
-        """Load a pipeline.
+    def load(cls, settings: DiffusionSettings, *, redraws: bool = False) -> Diffusers:
+        """Load a pipeline from text to image, or from image and text to image.
 
         Raises:
             UnavailableError: diffusers is not installed, or the weights cannot be had as safetensors.
         """
         try:
             with quiet():
-                from diffusers import DiffusionPipeline
+                from diffusers import AutoPipelineForImage2Image, DiffusionPipeline
                 from diffusers.utils import logging as chatter
         except ImportError as error:
             msg = (
@@ -56,7 +56,8 @@ class Diffusers:
         try:
             with quiet():
                 chatter.disable_progress_bar()
-                pipeline = DiffusionPipeline.from_pretrained(
+                kind = AutoPipelineForImage2Image if redraws else DiffusionPipeline
+                pipeline = kind.from_pretrained(
                     settings.model,
                     revision=settings.revision or None,
                     use_safetensors=True,
@@ -102,6 +103,31 @@ class Diffusers:
             noise = [torch.Generator().manual_seed(seed + start + k) for k in range(len(some))]
             with quiet():
                 drawn = self._pipeline(prompt=some, generator=noise, **options).images
+            yield from (image.convert("RGB") for image in drawn)
+
+    def restyle(
+        self, images: Sequence[Image.Image], texts: Sequence[str], seeds: Sequence[int]
+    ) -> Iterator[Image.Image]:
+        """Redraw images from noise of ``strength``; at the pipeline's size, or at 512 pixels a side."""
+        import torch
+
+        how = self._settings
+        side = how.size or 512
+        options = {
+            "num_inference_steps": how.steps,
+            "guidance_scale": how.guidance,
+            "strength": how.strength,
+        }
+        for start in range(0, len(texts), how.batch):
+            part = slice(start, start + how.batch)
+            given = [
+                image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC) for image in images[part]
+            ]
+            noise = [torch.Generator().manual_seed(seed) for seed in seeds[part]]
+            with quiet():
+                drawn = self._pipeline(
+                    prompt=list(texts[part]), image=given, generator=noise, **options
+                ).images
             yield from (image.convert("RGB") for image in drawn)
 
 

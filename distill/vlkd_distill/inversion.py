@@ -80,6 +80,19 @@ class Inversion:
             levels = (pixels * 255).round().byte().permute(0, 2, 3, 1).numpy()
             yield from (Image.fromarray(image) for image in levels)
 
+    def restyle(
+        self, images: Sequence[Image.Image], texts: Sequence[str], seeds: Sequence[int]
+    ) -> Iterator[Image.Image]:
+        """Change images from what they are towards a text; what keeps them near is the number of steps."""
+        how = self._settings
+        wanted = torch.from_numpy(np.array(self._teacher.embed_texts(texts)))
+        for image, target, seed in zip(images, wanted, seeds, strict=True):
+            pixels = np.asarray(image.convert("RGB").resize((how.size, how.size), Image.Resampling.BICUBIC))
+            start = coefficients_of(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 255.0, how.decay)
+            rng = torch.Generator().manual_seed(seed)
+            found = invert(self._teacher, target[None], how, rng, start)[0]
+            yield Image.fromarray((found * 255).round().byte().permute(1, 2, 0).numpy())
+
     def _targets(self, prompts: Sequence[Prompt]) -> Tensor:
         """Unit rows ``(N, D)`` to look for."""
         unsaid = [prompt for prompt in prompts if prompt.target is None]
@@ -97,7 +110,11 @@ class Inversion:
 
 
 def invert(
-    teacher: OpenClipTeacher, targets: Tensor, settings: InversionSettings, rng: torch.Generator
+    teacher: OpenClipTeacher,
+    targets: Tensor,
+    settings: InversionSettings,
+    rng: torch.Generator,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Change images until the teacher's embeddings of their views point to the targets.
 
@@ -108,12 +125,15 @@ def invert(
         targets: unit rows ``(N, D)``.
         settings: how.
         rng: of starts and views.
+        start: coefficients as `coefficients_of` gives them; noise when None.
 
     Returns:
         Images ``(N, 3, H, W)``, 0 to 1.
     """
     size = settings.size
-    coefficients = torch.randn(len(targets), 3, size, size // 2 + 1, 2, generator=rng).requires_grad_()
+    if start is None:
+        start = torch.randn(len(targets), 3, size, size // 2 + 1, 2, generator=rng)
+    coefficients = start.clone().requires_grad_()
     envelope = spectrum(size, settings.decay)
     optimizer = torch.optim.Adam([coefficients], lr=settings.learning_rate)
     wanted = targets.repeat(settings.views, 1)
@@ -152,6 +172,15 @@ def paint(coefficients: Tensor, envelope: Tensor) -> Tensor:
     # The strongest colour axis gets unit length, and sigmoid's slope is a quarter.
     mixing = _COLOURS / _COLOURS.norm(dim=0).max()
     return torch.sigmoid(1.5 * torch.einsum("rc,nchw->nrhw", mixing, planes))
+
+
+def coefficients_of(images: Tensor, decay: float) -> Tensor:
+    """What `paint` makes these images of, ``(N, 3, S, S)``, 0 to 1; black and white become nearly so."""
+    size = images.shape[-1]
+    mixing = _COLOURS / _COLOURS.norm(dim=0).max()
+    planes = torch.einsum("cr,nrhw->nchw", torch.linalg.inv(mixing), torch.logit(images, 0.01) / 1.5)
+    scaled = torch.fft.rfft2(planes, norm="ortho") / spectrum(size, decay)
+    return torch.view_as_real(scaled)
 
 
 def total_variation(images: Tensor) -> Tensor:

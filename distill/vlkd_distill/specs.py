@@ -57,6 +57,8 @@ class Settings:
         relation_weight: of vlkd's relations between samples.
         style_share: chance that vlkd shows a style view instead of the image.
         styles: the styles it draws; see ``vlkd_distill.stylise``.
+        prompted_styles: further styles of vlkd, as texts with one ``{}`` for the class name; images are redrawn by the
+            synthesiser (``synthesis.synthesiser``: ``diffusion`` from image and text, or ``inversion``).
         start_share: of vlkd: how much of the weights that its last stage began with is mixed into those it ends with.
             One half for a start that is good by itself; 0 for none of it.
         teacher_view: ``same_aug`` embeds the very view the student sees (the paper); ``clean_cached``
@@ -104,6 +106,7 @@ class Settings:
     relation_weight: float = 0.0
     style_share: float = 0.5
     styles: tuple[StyleName, ...] = ("pencil", "edges", "poster", "grey", "paint", "palette")
+    prompted_styles: tuple[str, ...] = ()
     start_share: float = 0.0
     teacher_view: TeacherView = "same_aug"
     batch_norm: Literal["train", "frozen"] = "frozen"
@@ -116,6 +119,11 @@ class Settings:
     seed: int = 0
     processes: int = 1
     device: str = "auto"
+
+    @property
+    def every_style(self) -> tuple[str, ...]:
+        """The styles that are drawn and those that are named, in the order of `StyledStore`."""
+        return (*self.styles, *self.prompted_styles)
 
     @property
     def judges(self) -> bool:
@@ -138,11 +146,12 @@ class Settings:
         judging = ("kept_back", "judgements") if self.judges else ()
         captions = ("caption_weight",) if self.reads_captions else ()
         frozen = ("frozen_groups",) if self.frozen_groups else ()
+        named = ("prompted_styles",) if self.method == "vlkd" and self.prompted_styles else ()
         norm = ("projector_norm",) if self.method == "promptkd" and self.projector_norm != "batch" else ()
         aligns = self.align_weights != "last" and "align_epochs" in _READ[self.method]
         aligned = ("align_weights",) if aligns else ()
         mixed = ("start_share",) if self.method == "vlkd" and self.start_share else ()
-        read = (*_SHARED, *judging, *captions, *frozen, *aligned, *norm, *mixed, *_READ[self.method])
+        read = (*_SHARED, *judging, *captions, *frozen, *aligned, *named, *norm, *mixed, *_READ[self.method])
         return {name: getattr(self, name) for name in read}
 
     def as_json(self) -> dict[str, Any]:
@@ -163,6 +172,7 @@ _YOUNGER = MappingProxyType(
         "device": "auto",
         "align_weights": "last",
         "projector_norm": "batch",
+        "prompted_styles": (),
     }
 )
 _SHARED = ("method", "epochs", "lr", "batch", "weight_decay", "batch_norm", "precision", "weights", "seed")

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from numpy.lib.format import open_memmap
+from PIL import Image
 from torch import Tensor
 
 from vlkd_bench.samples import Sample
@@ -32,6 +33,7 @@ from vlkd_runtime.tensorfile import read_tensors, write_tensors
 from . import stylise
 from .mapped import Ebb
 from .querybudget import counted
+from .synthesis import Restyler
 from .teachers import Teacher, device_for
 
 _SHARD = 128
@@ -70,6 +72,24 @@ class StyledStore:
         return cls(tuple(styles), pixels, embeddings)
 
 
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Styles that texts name, and who redraws images in them.
+
+    Attributes:
+        texts: with one ``{}`` for the class name.
+        identity: changes whenever a redrawn image could.
+        load: gives who redraws; called where a view is not in the cache.
+    """
+
+    texts: tuple[str, ...] = ()
+    identity: str = ""
+    load: Callable[[], Restyler] | None = None
+
+
+NOTHING_NAMED = Named()
+
+
 def check_styles(styles: Sequence[str]) -> None:
     """Refuse styles that do not exist.
 
@@ -95,6 +115,7 @@ def build(
     progress: Callable[[int], None] = lambda _: None,
     *,
     pixels_of: npt.NDArray[np.uint8] | None = None,
+    named: Named = NOTHING_NAMED,
 ) -> StyledStore:
     """Draw every image in every style and have it embedded, taking from the cache what is there.
 
@@ -111,6 +132,7 @@ def build(
         progress: called with the number of views just finished.
         pixels_of: the images as the student sees them, ``(N, H, W, 3)``, for samples that are no files, as those of
             shards; lines are then as coarse as these.
+        named: further styles; the class name is the part of an image's id between its slashes.
 
     Raises:
         ConfigError: unknown style.
@@ -118,7 +140,9 @@ def build(
     """
     check_styles(styles)
     cache.mkdir(parents=True, exist_ok=True)
-    shape = (len(styles), len(samples))
+    everything = (*styles, *named.texts)
+    redrawing = _Redrawing(named)
+    shape = (len(everything), len(samples))
     pixels = open_memmap(
         folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=(*shape, spec.height, spec.width, 3)
     )
@@ -131,11 +155,14 @@ def build(
     for start, chunk in _shards(samples):
         own = None if pixels_of is None else pixels_of[start : start + len(chunk)]
         contents = _contents(chunk, own)
-        for position, style in enumerate(styles):
-            path = cache / f"{_key(teacher, style, spec, contents)}.safetensors"
+        for position, style in enumerate(everything):
+            redrawn = position >= len(styles)
+            told = redrawing.key(style, chunk) if redrawn else style
+            path = cache / f"{_key(teacher, told, spec, contents)}.safetensors"
             stored = _stored(path, len(chunk), spec, teacher)
             if stored is None:
-                stored = _draw(chunk, contents, style, spec, teacher, own)
+                draw = redrawing.views if redrawn else _views
+                stored = _draw(chunk, contents, style, spec, teacher, own, draw)
                 write_bytes(path, write_tensors(stored, {}))
             elif asked := counted(teacher):
                 asked.count_kept(len(chunk))
@@ -148,7 +175,42 @@ def build(
     pixels.flush()
     if embeddings is not None:
         embeddings.flush()
-    return StyledStore.open(folder, styles)
+    return StyledStore.open(folder, everything)
+
+
+class _Redrawing:
+    """Views in styles that texts name; who redraws is loaded when the first is needed."""
+
+    def __init__(self, named: Named) -> None:
+        self._named = named
+        self._restyler: Restyler | None = None
+
+    def key(self, text: str, samples: Sequence[Sample]) -> str:
+        """All that a view depends on besides the image."""
+        return "\0".join((self._named.identity, *self._texts(text, samples)))
+
+    def views(
+        self, images: Sequence[Tensor], text: str, contents: Sequence[bytes], samples: Sequence[Sample]
+    ) -> Tensor:
+        """One view of each image ``(3, S, S)``: ``(B, 3, S, S)``."""
+        if self._restyler is None:
+            assert self._named.load is not None  # texts come with it
+            self._restyler = self._named.load()
+        given = [Image.fromarray((image * 255.0).round().byte().permute(1, 2, 0).numpy()) for image in images]
+        seeds = [int.from_bytes(content[:7], "big") for content in contents]
+        drawn = self._restyler.restyle(given, self._texts(text, samples), seeds)
+        whole = [image.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.BICUBIC) for image in drawn]
+        return torch.stack([_tensor(np.array(image)) for image in whole])
+
+    def _texts(self, text: str, samples: Sequence[Sample]) -> list[str]:
+        return [text.format(sample.image.split("/")[1].replace("_", " ")) for sample in samples]
+
+
+def _views(
+    images: Sequence[Tensor], style: str, contents: Sequence[bytes], samples: Sequence[Sample]
+) -> Tensor:
+    del samples
+    return torch.stack([view(image, style, content) for image, content in zip(images, contents, strict=True)])
 
 
 def view(image: Tensor, style: str, seed: bytes) -> Tensor:
@@ -184,6 +246,7 @@ def _draw(
     spec: PreprocessSpec,
     teacher: Teacher | None,
     own: npt.NDArray[np.uint8] | None,
+    draw: Callable[[Sequence[Tensor], str, Sequence[bytes], Sequence[Sample]], Tensor],
 ) -> dict[str, npt.NDArray[Any]]:
     """The views of a shard, and what the teacher says of them."""
     large = dataclasses.replace(spec, height=_SIDE, width=_SIDE)
@@ -196,9 +259,7 @@ def _draw(
             if own is None
             else [_enlarged(row) for row in own[part]]
         )
-        views = torch.stack(
-            [view(image, style, content) for image, content in zip(images, contents[part], strict=True)]
-        )
+        views = draw(images, style, contents[part], samples[part])
         if teacher is not None:
             rows.append(teacher.embed_views(views.to(device_for(teacher))).cpu().numpy())
         small = F.interpolate(views, (spec.height, spec.width), mode="bilinear", antialias=True)

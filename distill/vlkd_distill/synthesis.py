@@ -45,6 +45,19 @@ class Synthesiser(Protocol):
         ...
 
 
+class Restyler(Protocol):
+    """Anything that redraws an image as a text describes it."""
+
+    @property
+    def fingerprint(self) -> str: ...  # noqa: D102
+
+    def restyle(
+        self, images: Sequence[Image.Image], texts: Sequence[str], seeds: Sequence[int]
+    ) -> Iterator[Image.Image]:
+        """Redraw RGB images, in order and in any size; an image, a text and a seed always give the same."""
+        ...
+
+
 class Judge(Protocol):
     """Says which images show what they were asked to show; see `synthcheck.ConsistencyJudge`."""
 

@@ -47,6 +47,7 @@ class DiffusionSettings:
         steps: denoising steps.
         guidance: weight of the prompt against none.
         batch: prompts drawn together.
+        strength: how much of an image that is redrawn (`Restyler`) becomes noise first, 0 to 1.
     """
 
     model: str = ""
@@ -56,6 +57,7 @@ class DiffusionSettings:
     steps: int = 25
     guidance: float = 7.5
     batch: int = 4
+    strength: float = 0.6
 
 
 @dataclass(frozen=True, slots=True)

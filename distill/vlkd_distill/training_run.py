@@ -99,7 +99,7 @@ class TrainingRun:
             None if path is None else np.load(path, mmap_mode="r", allow_pickle=False)
             for path in (self.embeddings, self.captions)
         )
-        styled = None if self.styled is None else StyledStore.open(self.styled, self.settings.styles)
+        styled = None if self.styled is None else StyledStore.open(self.styled, self.settings.every_style)
         store = PixelStore.open(self.store, self.samples)
         teacher = self._seer() if self.views else None
         return TrainingData(store, embeddings, teacher, styled, self.selection, captions)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,8 @@ from PIL import Image
 
 from vlkd_distill.data import scan
 from vlkd_distill.teacher_export import write_store
+from vlkd_edge import configfile, planned
+from vlkd_runtime.errors import ConfigError
 
 from .conftest import TINY, Invoke
 
@@ -350,3 +354,30 @@ def test_a_training_that_runs_away_is_no_finished_stage(
         in answer["error"]["message"]
     )
     assert not list((tmp_path / "out/stages").glob("erm-*[0-9a-f]/student.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ((), "the demo's renderer draws scenes and redraws no image"),
+        (
+            ("synthesis.synthesiser=inversion", "teacher.model=onnx-pair:x"),
+            "needs the gradients of an open_clip teacher",
+        ),
+        (
+            ("synthesis.synthesiser=inversion", 'distill.prompted_styles=["a toy"]'),
+            "expected texts with one {} for the class name, found 'a toy'",
+        ),
+        (
+            ("synthesis.synthesiser=inversion", 'distill.prompted_styles=["a pencil sketch of a {}"]'),
+            "says 'sketch', and what is named is not unseen",
+        ),
+    ],
+    ids=["renderer", "black box", "no class", "held-out domain"],
+)
+def test_styles_that_texts_cannot_name(settings: tuple[str, ...], match: str) -> None:
+    asked = ('distill.prompted_styles=["a toy {}"]', "data.held_out=sketch", *settings)
+    config = configfile.load(None, settings=asked)
+    with pytest.raises(ConfigError, match=re.escape(match)):
+        planned.check(config, dataclasses.replace(config.distill, method="vlkd"))
+    planned.check(config, dataclasses.replace(config.distill, method="erm"))

@@ -136,3 +136,23 @@ def test_two_processes_train_what_one_trains(
     assert one.keys() == two.keys() and len(head) == 7
     for name in head:
         np.testing.assert_allclose(two[name], one[name], rtol=1e-3, atol=2e-5, err_msg=name)
+
+
+def test_vlkd_sees_its_images_redrawn_as_texts_say(
+    tmp_path: Path, edge: Callable[..., tuple[int, dict[str, Any]]], write_data: Callable[..., Path]
+) -> None:
+    write_data()
+    inversion = [f"synthesis.inversion.{name}" for name in ("size=16", "steps=2", "views=1")]
+    settings = ('distill.styles=["grey"]', "synthesis.synthesiser=inversion", *inversion)
+    words = ("bench", "dg", "--held-out", "sketch", "--methods", "vlkd")
+    keys = set()
+    for out, more in (("drawn", ()), ("named", ('distill.prompted_styles=["a toy {}"]',))):
+        code, table = edge(*words, out=out, settings=(*settings, *more))
+        assert code == 0, table
+        keys.add(table["rows"][-1]["key"])
+        (stage,) = (tmp_path / out / "stages").glob("styles-*")
+        views = np.load(stage / "pixels.npy", mmap_mode="r", allow_pickle=False)
+        assert len(views) == 1 + len(more)
+    assert len(keys) == 2
+    assert "redraws these images as texts say: a toy {}" in table["contract"][0]["text"]
+    assert len(np.unique(views[1].reshape(len(views[1]), -1), axis=0)) > len(views[1]) // 2

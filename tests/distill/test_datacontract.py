@@ -281,6 +281,16 @@ def test_a_student_that_starts_as_the_teacher_says_so_whatever_the_method() -> N
     assert "copied" not in DataContract.of("erm", ["a"], ["c"], "clean_cached", COUNTS).as_json()
 
 
+def test_what_images_are_redrawn_as_is_told() -> None:
+    usual = DataContract.of("vlkd", ("a",), ("b",), "same_aug", COUNTS)
+    named = DataContract.of("vlkd", ("a",), ("b",), "same_aug", COUNTS, redrawn=["a toy {}", "a clay {}"])
+    assert (
+        named.text
+        == f"{usual.text} A synthesiser redraws these images as texts say: a toy {{}}; a clay {{}}."
+    )
+    assert "redrawn" not in usual.as_json() and named.as_json()["redrawn"] == ("a toy {}", "a clay {}")
+
+
 def test_what_the_second_stage_starts_from_is_told() -> None:
     counts = Counts(90, 10, 0, 50, 0)
     usual = DataContract.of("vl2v-adip", ("a",), ("b",), "clean_cached", counts)

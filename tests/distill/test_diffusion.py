@@ -134,3 +134,27 @@ def test_a_name_that_is_neither_folder_nor_hub_id_is_refused(name: str) -> None:
 
 def test_a_hub_id_is_taken_at_its_word() -> None:
     assert identity(DiffusionSettings(model="owner/name", revision="1a")) == "owner/name@1a"
+
+
+@needs_diffusers
+def test_a_pipeline_redraws_images_from_themselves_and_a_text(model: str) -> None:
+    from PIL import Image
+
+    rng = np.random.default_rng(3)
+    images = [Image.fromarray(rng.integers(0, 256, (20, 30, 3)).astype(np.uint8)) for _ in range(3)]
+    texts = ["a drawing of a cat", "a drawing of a dog", "a drawing of a cat"]
+    settings = dataclasses.replace(FAST, model=model, size=16, steps=4, strength=0.5)
+
+    def redrawn(how: DiffusionSettings, seeds: list[int]) -> np.ndarray:
+        redraws = Diffusers.load(how, redraws=True)
+        return np.stack([np.asarray(image) for image in redraws.restyle(images, texts, seeds)])
+
+    found = redrawn(settings, [1, 2, 3])
+    assert found.shape == (3, 16, 16, 3)
+    assert (redrawn(settings, [1, 2, 3]) == found).all()
+    one_at_a_time = redrawn(dataclasses.replace(settings, batch=1), [1, 2, 3])
+    assert np.abs(one_at_a_time.astype(int) - found.astype(int)).max() <= 1
+    assert (redrawn(settings, [1, 2, 4])[2] != found[2]).any()
+    # The weaker, the nearer to what the pipeline makes of the image itself.
+    weak = redrawn(dataclasses.replace(settings, strength=0.25), [1, 2, 3])
+    assert (weak != found).any()

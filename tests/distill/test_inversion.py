@@ -11,7 +11,7 @@ import torch
 
 from vlkd_distill import class_vectors, inversion
 from vlkd_distill.diversify import diversify
-from vlkd_distill.inversion import Inversion
+from vlkd_distill.inversion import Inversion, coefficients_of, paint, spectrum
 from vlkd_distill.prompting import normalised
 from vlkd_distill.synthspecs import InversionSettings
 from vlkd_distill.teachers import OpenClipTeacher
@@ -149,3 +149,24 @@ def test_a_black_box_is_refused() -> None:
 
     with pytest.raises(UnavailableError, match="through which gradients flow, found 'box', a Box"):
         Inversion(Box())
+
+
+def test_coefficients_paint_the_image_they_are_taken_of() -> None:
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 0.9 + 0.05
+    painted = paint(coefficients_of(images, 1.0), spectrum(16, 1.0))
+    assert (painted - images).abs().max() < 1e-3
+
+
+def test_an_image_is_redrawn_towards_a_text_from_what_it_is(teacher: OpenClipTeacher) -> None:
+    scene = next(iter(Inversion(teacher, SMALL).synthesise(diversify("single", "sentence", ("cat",), 1), 0)))
+    texts = ["a sketch of a cat", "a photo of a tree"]
+    few = Inversion(teacher, dataclasses.replace(SMALL, steps=8))
+    redrawn = list(few.restyle([scene, scene], texts, [5, 6]))
+    assert [image.size for image in redrawn] == [(32, 32)] * 2
+    wanted, before = teacher.embed_texts(texts), teacher.embed_images([scene])[0]
+    after = teacher.embed_images(redrawn)
+    assert ((after * wanted).sum(1) > wanted @ before + 0.05).all()
+    own, other = (np.abs(np.asarray(image, float) - np.asarray(scene, float)).mean() for image in redrawn)
+    assert own < 60 and other < 60  # noise would be as far away as any picture
+    again = list(few.restyle([scene], texts[1:], [6]))
+    assert (np.asarray(again[0]) == np.asarray(redrawn[1])).all()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -204,3 +204,57 @@ def test_a_store_of_other_styles_is_refused(tmp_path: Path, samples: tuple[Sampl
     built(tmp_path, samples, Asked())
     with pytest.raises(DataError, match=r"are \(2, 5\), expected 3 styles: delete"):
         StyledStore.open(tmp_path / "out", (*STYLES, "grey"))
+
+
+class Mirrors:
+    """Redraws by mirroring, and by as much red as the text is long; counts what it is asked."""
+
+    fingerprint = "m"
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int]] = []
+
+    def restyle(
+        self, images: Sequence[Image.Image], texts: Sequence[str], seeds: Sequence[int]
+    ) -> Iterator[Image.Image]:
+        for image, text, seed in zip(images, texts, seeds, strict=True):
+            self.asked.append((text, seed))
+            pixels = np.asarray(image)[:, ::-1].copy()
+            pixels[..., 0] = len(text)
+            yield Image.fromarray(pixels)
+
+
+def test_styles_that_texts_name_stand_behind_those_that_are_drawn(
+    tmp_path: Path, samples: tuple[Sample, ...]
+) -> None:
+    mirrors, loaded = Mirrors(), []
+
+    def load() -> Mirrors:
+        loaded.append(1)
+        return mirrors
+
+    def stored(name: str, identity: str = "one", texts: tuple[str, ...] = ("a toy {}",)) -> StyledStore:
+        (tmp_path / name).mkdir()
+        named = styled.Named(texts, identity, load)
+        cache = tmp_path / "cache"
+        return styled.build(tmp_path / name, samples, SPEC, STYLES, Asked(), cache, named=named)
+
+    store = stored("out")
+    assert store.styles == (*STYLES, "a toy {}")
+    assert store.pixels.shape[:2] == store.embeddings.shape[:2] == (3, 5)  # type: ignore[union-attr]
+    plain = built(tmp_path, samples, Asked(), "plain")
+    assert np.array_equal(store.pixels[:2], plain.pixels)
+    assert [text for text, _ in mirrors.asked] == ["a toy c"] * 5 and len(
+        {seed for _, seed in mirrors.asked}
+    ) == 5
+    assert (store.pixels[2, :, :, :, 0] == len("a toy c")).all()
+    whole = np.asarray(prepare(samples[0].path, SPEC), float)[:, ::-1, 1:]
+    assert np.abs(np.asarray(store.pixels[2, 0], float)[..., 1:] - whole).mean() < 12
+    assert np.abs(store.embeddings[2, :, 0] - len("a toy c") / 255 - 0.1).max() < 1e-3  # type: ignore[index]
+
+    again = stored("again")
+    assert np.array_equal(again.pixels, store.pixels) and len(loaded) == 1 and len(mirrors.asked) == 5
+    stored("others", texts=("a toy {}", "a clay {}"))
+    assert len(mirrors.asked) == 10
+    stored("other", identity="two")
+    assert len(mirrors.asked) == 15
