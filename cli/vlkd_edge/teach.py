@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from vlkd_bench.leaveout import BASELINE
 from vlkd_bench.samples import Sample
+from vlkd_distill import splits
 from vlkd_distill.augmentation import Augmentation
+from vlkd_distill.datacontract import describe
 from vlkd_distill.specs import TEACHER, MethodName
 from vlkd_runtime.atomic import write_bytes, write_text
 
@@ -129,6 +131,8 @@ def train(
     settings = learning.settings(method)
     if changed is not None:  # a change touches the first layers, too
         settings = dataclasses.replace(settings, frozen_groups=0)
+    if describe(method).unlabelled_images and not settings.judges:
+        samples = splits.unlabelled(samples)  # a loss that read a label would fail at once
 
     def work(folder: Path) -> None:
         from vlkd_distill import checkpoints, methods, prompt_learning, training, training_run
