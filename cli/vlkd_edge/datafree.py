@@ -165,26 +165,32 @@ def _rows(
             row = dataclasses.replace(learning, config=_configured(config, name, seed, count))
             method: MethodName = BASELINE if name == BASELINE else synthesising.METHOD
             if name in (BASELINE, REAL):
-                seen, described = images.train, MadeImages(len(images.train))
+                seen, described = images.train, None
             else:
                 with closed(config, dataset):
                     stage = synthesising.stage(row, vectors_stage)
                 seen, described = synthesising.samples(stage, dataset.classes), _described(stage)
-            if name not in contracts:  # the same for every seed
-                contracts[name] = _announced(
-                    row, name, dataset, dataclasses.replace(images, train=tuple(seen))
-                )
             with closed(config, dataset):
-                graph = _trained(row, method, seen, vectors_stage)
+                store = learn.pixels(row, seen)
+            usable = learn.usable(store, seen)
+            if name not in contracts:  # the same for every seed
+                shown = dataclasses.replace(images, train=tuple(seen))
+                contracts[name] = _announced(row, name, dataset, shown, usable)
+            with closed(config, dataset):
+                graph = _trained(row, method, seen, store, vectors_stage)
             answers = shared.read(shared.predictions(name, graph, images.test))
             cells.append(cell(config, name, seed, answers))
-            found.append(described)
+            found.append(described or MadeImages(len(usable)))
     order = sorted(range(len(cells)), key=lambda k: (TEACHER, *plan.rows).index(cells[k].method))
     return tuple(cells[k] for k in order), tuple(found[k] for k in order), per_class
 
 
 def _announced(
-    learning: learn.Learning, name: str, dataset: DomainDataset, images: Images
+    learning: learn.Learning,
+    name: str,
+    dataset: DomainDataset,
+    images: Images,
+    usable: Sequence[Sample],
 ) -> Mapping[str, Any]:
     """Show who sees what in a row, and give it as plain values."""
     config = learning.config
@@ -194,16 +200,19 @@ def _announced(
         sources = dataset.sources(config.data.held_out)
     else:
         method, sources = synthesising.METHOD, synthesising.domains(images.train)
-    agreed = contract(config, method, sources, images)
+    agreed = contract(config, method, sources, images, usable)
     _, *rest = agreed.banner()
     learning.live.banner("Data contract", (f"{name}: {agreed.text}", *rest))
     return agreed.as_json() | {"method": name}
 
 
 def _trained(
-    learning: learn.Learning, method: MethodName, seen: Sequence[Sample], vectors: StageResult
+    learning: learn.Learning,
+    method: MethodName,
+    seen: Sequence[Sample],
+    store: StageResult,
+    vectors: StageResult,
 ) -> StageResult:
-    store = learn.pixels(learning, seen)
     trained = teach.train(learning, method, seen, store, vectors)
     return teach.export(learning, method, trained, store, seen, vectors)
 

@@ -85,10 +85,9 @@ def _prompted(config: Config, how: Settings) -> list[str]:
     arch = config.student.arch
     if not arch.startswith(CLIP_PREFIX) or how.method in ("promptkd", "vl2v-sd"):
         return []
-    beside = ", which every build trains beside its method" if how.method == BASELINE else ""
     return [
         f"student.arch = '{arch}': a CLIP's image tower with visual prompts is trained by promptkd only, found "
-        f"{how.method}{beside}. Leave that method out (--methods), or choose a timm model."
+        f"{how.method}. Leave it out of --methods, or choose a timm model; a build trains {BASELINE} beside its method."
     ]
 
 

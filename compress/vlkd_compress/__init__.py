@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
-
-from vlkd_runtime.ortimport import switch_telemetry_off
 
 if TYPE_CHECKING:
     from .calibration import CalibrationImages as CalibrationImages
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
     from .preflight import run_preflight as run_preflight
     from .quantize import quantize_for_tensorrt as quantize_for_tensorrt
 
-# Before any of its modules imports ONNX Runtime.
-switch_telemetry_off()
+# As `vlkd_runtime.ortimport` does, before any module here imports ONNX Runtime; that one would bring numpy.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _GUARD = ("Candidate", "Guard", "GuardOutcome", "Trial", "guard_candidates", "held_out_evaluator")
 _HOMES = {

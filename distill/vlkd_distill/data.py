@@ -20,8 +20,6 @@ from typing import Literal
 from vlkd_bench.samples import ABSENT, Sample
 from vlkd_runtime.errors import ConfigError, DataError
 
-from .splits import k_shot, restrict
-
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
 
 ONE_DOMAIN = "images"
@@ -84,6 +82,8 @@ def with_shots(dataset: DomainDataset, shots: int, held_out: Sequence[str]) -> D
         shots: train images a class and domain; a class with fewer keeps those it has.
         held_out: domains that stay whole.
     """
+    from .splits import k_shot, restrict  # a device that is measured on has this module and not that one
+
     kept: set[str] = set()
     for domain in dataset.sources(held_out):
         train = dataset.of((domain,), "train")

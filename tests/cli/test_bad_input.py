@@ -282,7 +282,7 @@ SHARED = ("distill.processes=2", "distill.batch_norm=frozen", "distill.teacher_v
         (
             ("bench", "dg", "--methods", "promptkd,erm"),
             ("student.arch=clip:demo",),
-            "trained by promptkd only, found erm. Leave",
+            "trained by promptkd only, found erm. Leave it out",
         ),
         (
             ("bench", "dg", "--methods", "erm,kd"),
@@ -298,7 +298,7 @@ SHARED = ("distill.processes=2", "distill.batch_norm=frozen", "distill.teacher_v
         (
             BUILD,
             ("distill.method=promptkd", "student.arch=clip:demo", *HELD_OUT),
-            "which every build trains beside its method",
+            "a build trains erm beside its method",
         ),
     ],
     ids=[

@@ -231,7 +231,14 @@ try:
 finally:
     print(json.dumps([sorted(names) for names in opened]), file=sys.stderr)
 """
-MAY_OPEN = {"evaluate", "teacher_predictions.<locals>.work", "content_key", "refuse_held_out", "thumbnail"}
+MAY_OPEN = {
+    "evaluate",
+    "problem_of",  # what is measured on is looked through before anything is trained, in a thread of its own
+    "teacher_predictions.<locals>.work",
+    "content_key",
+    "refuse_held_out",
+    "thumbnail",
+}
 MUST_NOT_OPEN = {
     "build.<locals>.decode",  # the pixel store, in a thread of its own
     "train.<locals>.work",
