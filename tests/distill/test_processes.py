@@ -146,6 +146,17 @@ def test_two_processes_match_a_prompted_teacher_by_statistics_of_the_whole_batch
     assert float((heads[1]["first.weight"] - heads[0]["first.weight"]).abs().max()) > 20 * 2e-5
 
 
+def test_a_process_sees_the_views_with_the_prompts_that_were_learned(tmp_path: Path) -> None:
+    run = with_prompted_views(training_run(tmp_path, 1, "promptkd", 1))
+    plain = OpenClipTeacher.load(run.teacher)
+    assert run.prompts is not None
+    expected, seer = PromptedTeacher.load(run.prompts, plain), run.open().teacher
+    assert isinstance(seer, PromptedTeacher) and seer.visual is not None
+    views = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(seer.embed_views(views), expected.embed_views(views))
+    assert not torch.allclose(seer.embed_views(views), plain.embed_views(views), atol=1e-3)
+
+
 @pytest.mark.slow
 def test_two_processes_go_on_from_a_checkpoint(tmp_path: Path) -> None:
     whole = trained(training_run(tmp_path / "whole", 2, "vlm-ood", 2))
