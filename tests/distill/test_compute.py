@@ -24,6 +24,9 @@ from vlkd_runtime.errors import ConfigError, UnavailableError
 from vlkd_runtime.vectors import ClassVectors
 
 CUDA = torch.device("cuda", 0)
+VECTORS = ClassVectors(
+    ("a", "b", "c"), np.eye(3, 8, dtype=np.float32), (("a",), ("b",), ("c",)), ("{}",), "test", "0" * 64, 10.0
+)
 SPEC = StudentSpec("resnet10t", 32, "none", 0, {"channels": [8, 16, 16, 32], "stem_width": 8})
 
 
@@ -79,19 +82,6 @@ def test_gradients_go_from_gpu_to_gpu_where_each_process_has_one(monkeypatch: py
     assert compute.backend_of(compute.CPU, 2) == "gloo"
 
 
-def vectors() -> ClassVectors:
-    rows = np.linalg.qr(np.random.default_rng(1).standard_normal((8, 3)))[0].T.astype(np.float32)
-    return ClassVectors(
-        names=("a", "b", "c"),
-        vectors=np.ascontiguousarray(rows),
-        prompts=(("a",), ("b",), ("c",)),
-        templates=("{}",),
-        teacher="test",
-        teacher_fingerprint="0" * 64,
-        logit_scale=10.0,
-    )
-
-
 @contextlib.contextmanager
 def fake_gpu() -> Iterator[FakeTensorMode]:
     """In here, tensors have a device and no values, and operators refuse tensors of two devices."""
@@ -117,7 +107,7 @@ def moved(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_no_part_of_a_loss_stays_behind(name: Any, recovering: bool, tmp_path: Any) -> None:
     settings = Settings(method=name, answers_weight=1.0, relation_weight=1.0, caption_weight=1.0)
-    method: Any = methods.create(settings, vectors())
+    method: Any = methods.create(settings, VECTORS)
     if recovering:
         method = Recovering(method, Recovery(tmp_path, 1, 1e-3))
     plain = students.create(SPEC, method.outputs())
