@@ -224,6 +224,11 @@ def _check_processes(config: Config) -> list[str]:
     errors = []
     if how.batch < how.processes:
         errors.append(f"distill.processes: expected at most the batch of {how.batch}, found {how.processes}.")
+    if ":" in how.device:
+        errors.append(
+            f"distill.device: expected 'cuda', which gives each of {how.processes} processes a GPU of its own, found "
+            f"'{how.device}', which is one for all."
+        )
     if how.batch_norm == "train":
         errors.append(
             "distill.processes: expected 1 where distill.batch_norm = 'train', as batch statistics are of one "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -165,3 +166,19 @@ def test_a_store_is_not_asked_for_what_it_cannot_know(
     loaded = configfile.load(None, settings=[named, *settings])
     with pytest.raises(ConfigError, match=match):
         build.check_beforehand(loaded)
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        (["distill.device=tpu"], "distill.device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', found 'tpu'"),
+        (
+            ["distill.device=cuda:1", "distill.processes=2"],
+            "a GPU of its own, found 'cuda:1', which is one for all",
+        ),
+    ],
+)
+def test_devices_that_cannot_be_meant(settings: list[str], match: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(match)):
+        configfile.load(None, settings=settings)
+    assert configfile.load(None, settings=["distill.device=cuda:1"]).distill.device == "cuda:1"
