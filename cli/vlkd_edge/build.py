@@ -29,6 +29,7 @@ from . import (
     measurable,
     planned,
     pruning,
+    questions,
     reporting,
     sharded,
     ship,
@@ -69,7 +70,7 @@ def build(config: Config, out: Path, cache: Path, console: Console) -> Outcome:
     with locked(out):
         live = Live(console)
         learning = learn.Learning(config, Workspace(out, cache, live.say), live)
-        with learning.counting():
+        with questions.counting(learning):
             return _build(learning, target, console)
 
 
@@ -268,7 +269,7 @@ def _compressed(
         preflight=ship.preflight(shared, compressed),
         machine=read_machine(),
         vectors=shared.vectors,
-        queries=learning.queries(),
+        queries=questions.queries(learning),
     )
 
 

@@ -25,8 +25,8 @@ from vlkd_compress.prune.settings import Pruned
 from vlkd_compress.ranking import Group, Ranking, RankingImages, is_for_ranking, rank
 from vlkd_compress.recipes import Dialect, Recipe, make
 from vlkd_compress.speed import Speed, race
+from vlkd_distill.closing import forbid
 from vlkd_distill.data import content_key
-from vlkd_distill.datacontract import forbid
 from vlkd_runtime import Classifier
 from vlkd_runtime.atomic import write_text
 from vlkd_runtime.engines import open_engine

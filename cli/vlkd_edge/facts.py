@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from vlkd_bench.machine import Machine
 from vlkd_bench.predictions import PredictionRow
 from vlkd_bench.samples import Sample
+from vlkd_distill.closing import forbid
 from vlkd_distill.data import DomainDataset
-from vlkd_distill.datacontract import Counts, DataContract, TeacherViews, forbid
+from vlkd_distill.datacontract import Counts, DataContract, TeacherViews
 from vlkd_distill.specs import TEACHER, MethodName
 from vlkd_distill.splits import source_holdout
 from vlkd_runtime.errors import DataError

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from vlkd_distill.querybudget import QueryReport
     from vlkd_distill.teachers import OpenClipTeacher, Teacher
 
 
@@ -68,39 +66,10 @@ class Learning:
         asked = self.config.teacher
         return asked.model, asked.query_budget
 
-    def queries(self) -> QueryReport | None:
-        """What the teacher was asked so far; None where its questions are not counted, or it is not known yet.
-
-        Raises:
-            DataError: the ledger of questions is damaged.
-        """
-        name, budget = self._asked
-        if not teacher_names.is_counted(name, budget):
-            return None
-        from vlkd_distill import querybudget
-
-        loaded = querybudget.counted(self._teachers.get((name, budget)))
-        if loaded is not None:
-            return loaded.report()
-        known = next((stage for stage in self.workspace.results if stage.name == "vectors"), None)
-        if known is None:
-            return None
-        folder, fingerprint = (
-            self.workspace.cache / querybudget.FOLDER,
-            load_vectors(known).teacher_fingerprint,
-        )
-        return querybudget.report_without(fingerprint, budget, folder)
-
-    @contextlib.contextmanager
-    def counting(self) -> Iterator[None]:
-        """Say what the teacher was asked when the work ends, however it ends: it may all have been billed."""
-        try:
-            yield
-        finally:
-            with contextlib.suppress(DataError):  # which has ended the work, too
-                found = self.queries()
-                if found is not None:
-                    self.live.banner(f"Questions to the teacher: {found.text}.", ())
+    @property
+    def loaded_teacher(self) -> Teacher | None:
+        """The teacher, if anything has loaded it."""
+        return self._teachers.get(self._asked)
 
     def open_clip_teacher(self, method: str) -> OpenClipTeacher:
         """The teacher, for methods that look inside it.

@@ -27,7 +27,7 @@ from vlkd_runtime.atomic import write_bytes, write_text
 from vlkd_runtime.errors import ConfigError
 from vlkd_runtime.vectors import ClassVectors
 
-from . import learn, measurable, sharded, ship, synthesising, teach, trainingdata
+from . import learn, measurable, questions, sharded, ship, synthesising, teach, trainingdata
 from .build import check_beforehand
 from .config import Config
 from .facts import Images, closed, contract, stand_ins
@@ -124,13 +124,13 @@ def leave_one_out(
         learn.check_models(learning, _methods(plan))
         cells: list[Cell] = []
         contracts: list[Mapping[str, Any]] = []
-        with learning.counting():
+        with questions.counting(learning):
             for position, one in enumerate(configs):
                 live.say(f"held out: {domains[position]} ({position + 1} of {len(domains)})")
                 done, seen = _held_out(dataclasses.replace(learning, config=one), plan, known)
                 cells += done
                 contracts += [contract.as_json() for contract in seen]
-        queries = learning.queries()
+        queries = questions.queries(learning)
     made = dataclasses.replace(
         _table(config, plan, cells, command, contracts),
         notes=tuple(notes),

@@ -19,8 +19,8 @@ from vlkd_compress.calibration import refuse_held_out, select_calibration
 from vlkd_compress.ladder import Rung
 from vlkd_compress.qat.settings import QatSettings
 from vlkd_compress.recipes import Recipe
+from vlkd_distill.closing import forbid
 from vlkd_distill.data import content_key
-from vlkd_distill.datacontract import forbid
 from vlkd_runtime.atomic import write_text
 from vlkd_runtime.errors import RefusalError
 from vlkd_runtime.preprocess import prepare

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlkd_bench.samples import Sample
+from vlkd_distill.closing import announce
 from vlkd_distill.data import DomainDataset, content_key, split_of
-from vlkd_distill.datacontract import announce
 from vlkd_distill.shards import PREFIX, domains_of, find_shards, shards_key
 
 from .config import Config

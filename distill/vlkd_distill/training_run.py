@@ -12,7 +12,7 @@ import numpy as np
 from vlkd_bench.samples import Sample
 from vlkd_runtime.vectors import ClassVectors
 
-from . import checkpoints, datacontract, methods, processes, starting, teacher_loading, training
+from . import checkpoints, closing, methods, processes, starting, teacher_loading, training
 from .compute import device_of
 from .feeding import TrainingData
 from .pixels import PixelStore
@@ -62,7 +62,7 @@ class TrainingRun:
     teacher: str
     cache: Path
     folder: Path
-    closed: tuple[Path, ...] = field(default_factory=datacontract.forbidden)
+    closed: tuple[Path, ...] = field(default_factory=closing.forbidden)
     recovery: Recovery | None = None
     prompts: Path | None = None
 
@@ -90,7 +90,7 @@ class TrainingRun:
 
     def __call__(self, ring: Ring) -> None:
         """Do the part of a process that was started for it."""
-        with datacontract.forbid(self.closed) if self.closed else contextlib.nullcontext():
+        with closing.forbid(self.closed) if self.closed else contextlib.nullcontext():
             self._go(ring, self.open(), self._load, lambda *_: None)
 
     def open(self) -> TrainingData:

@@ -28,8 +28,8 @@ from vlkd_runtime.atomic import write_bytes, write_text
 from vlkd_runtime.errors import ConfigError, DataError, ImageError
 from vlkd_runtime.preprocess import PreprocessSpec, prepare
 
+from .closing import announce
 from .data import Split
-from .datacontract import announce
 from .decodable import refuse_too_many
 from .mapped import Ebb
 from .pixels import PixelStore
@@ -153,7 +153,7 @@ def take_rows(imported: Imported, samples: Sequence[Sample], folder: Path) -> Pi
         folder: gets ``pixels.npy`` and ``bad.json``.
 
     Raises:
-        DataError: one of them is closed, see `datacontract.announce`.
+        DataError: one of them is closed, see `closing.announce`.
     """
     announce(samples)
     row_of = {sample.image: row for row, sample in enumerate(imported.store.samples)}
@@ -183,7 +183,7 @@ def originals(
 
     Raises:
         DataError: an image is not there, or not in this order: the shards have changed; or one is closed, see
-            `datacontract.announce`.
+            `closing.announce`.
     """
     announce(samples)
     domains = sorted({sample.domain for sample in samples})
@@ -255,7 +255,7 @@ def write_images(store: PixelStore, folder: Path, samples: Sequence[Sample]) -> 
         The same samples with paths that can be opened.
 
     Raises:
-        DataError: one of them is closed, see `datacontract.announce`.
+        DataError: one of them is closed, see `closing.announce`.
     """
     announce(samples)
     row_of = {sample.image: row for row, sample in enumerate(store.samples)}

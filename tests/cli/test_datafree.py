@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from vlkd_distill import data, datacontract, demo
+from vlkd_distill import closing, data, demo
 from vlkd_distill.demo.scene import sample_scene
 from vlkd_edge import configfile, datafree, leaveout
 from vlkd_edge.config import Config
@@ -52,7 +52,7 @@ def config(root: Path, *settings: str) -> Config:
 def test_no_real_train_image_is_opened(root: Path, tmp_path: Path) -> None:
     train = [sample.path for sample in data.scan(root).samples if data.split_of(sample.image) == "train"]
     plan = leaveout.parse_plan("data-free", "sketch", "0", leaveout.KNOWN)
-    with datacontract.forbid(train):
+    with closing.forbid(train):
         table = leaveout.leave_one_out(
             config(root), plan, tmp_path / "out", tmp_path / "cache", Console(quiet=True), "again"
         )

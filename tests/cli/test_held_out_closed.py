@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from vlkd_distill import datacontract, webdata
+from vlkd_distill import closing, webdata
 from vlkd_distill.data import scan
 from vlkd_distill.specs import Settings
 from vlkd_edge import configfile, disjoint, facts, learn, sharded
@@ -41,8 +41,8 @@ class Openers(list[Any]):
         super().append((path, names))
 
 
-def watched(root: Path) -> datacontract.OpenedFiles:
-    watch = datacontract.watch_files([root / "sketch"])
+def watched(root: Path) -> closing.OpenedFiles:
+    watch = closing.watch_files([root / "sketch"])
     watch.paths = Openers()
     return watch
 
@@ -157,7 +157,7 @@ def test_unseen_classes_are_closed_in_every_domain(tmp_path: Path, write_data: W
     with facts.closed(config, dataset, parts.unseen):
         (root / "photo" / "cat" / "0.png").read_bytes()
     with (
-        pytest.raises(datacontract.DataError, match=r"photo/fish/0\.png being opened"),
+        pytest.raises(closing.DataError, match=r"photo/fish/0\.png being opened"),
         facts.closed(config, dataset, parts.unseen),
     ):
         (root / "photo" / "fish" / "0.png").read_bytes()
@@ -188,13 +188,13 @@ def test_rows_and_files_of_shards_are_closed(tmp_path: Path, write_data: WriteDa
         lambda: list(sharded.contents(config, train[-1:])),
     ):
         with (
-            pytest.raises(datacontract.DataError, match="the data contract is broken"),
+            pytest.raises(closing.DataError, match="the data contract is broken"),
             facts.closed(config, dataset, ("fish",)),
         ):
             read()
     if leak == "sketch/cat":
         with (
-            pytest.raises(datacontract.DataError, match="the data contract is broken"),
+            pytest.raises(closing.DataError, match="the data contract is broken"),
             facts.closed(config, dataset),
         ):
             written.path.read_bytes()

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from vlkd_bench.samples import Sample
-from vlkd_distill import datacontract, pixels
+from vlkd_distill import closing, datacontract, pixels
 from vlkd_distill.datacontract import Counts, DataContract
 from vlkd_distill.specs import Rule
 from vlkd_runtime.errors import ConfigError, DataError
@@ -188,30 +188,30 @@ def test_forbidden_files_cannot_be_opened(held_out: Path, how: str, what: str) -
     forbidden = held_out / ("data/sketch" if what == "folder" else "link")
     with (
         pytest.raises(DataError, match=r"sketch/.*the data contract is broken"),
-        datacontract.forbid([forbidden]),
+        closing.forbid([forbidden]),
     ):
         OPENERS[how](held_out)
     OPENERS[how](held_out)  # and it can be again
 
 
 def test_another_folder_with_a_like_name_is_free(held_out: Path) -> None:
-    with datacontract.forbid([held_out / "data/sketch", held_out / "data/sketch/0.png"]) as watch:
+    with closing.forbid([held_out / "data/sketch", held_out / "data/sketch/0.png"]) as watch:
         assert (held_out / "data/sketchy/0.txt").read_text() == "free"
         (held_out / "data/sketchy/new.txt").write_text("x")
     assert watch.paths == []
 
 
 def test_a_single_file_is_forbidden_alone(held_out: Path) -> None:
-    with datacontract.forbid([held_out / "data/sketch/0.png"]):
+    with closing.forbid([held_out / "data/sketch/0.png"]):
         np.load(held_out / "data/sketch/rows.npy")
-    with pytest.raises(DataError, match=r"0\.png"), datacontract.forbid([held_out / "data/sketch/0.png"]):
+    with pytest.raises(DataError, match=r"0\.png"), closing.forbid([held_out / "data/sketch/0.png"]):
         (held_out / "data/sketch/0.png").read_bytes()
 
 
 def test_worker_threads_are_watched(held_out: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
         pool.submit(int).result()  # the thread is older than the guard
-        with pytest.raises(DataError), datacontract.forbid([held_out / "data/sketch"]):
+        with pytest.raises(DataError), closing.forbid([held_out / "data/sketch"]):
             pool.submit(OPENERS["open"], held_out).result()
 
 
@@ -220,7 +220,7 @@ def test_an_error_taken_for_a_damaged_image_still_comes_out(held_out: Path) -> N
     path = held_out / "data/sketch/0.png"
     sample = Sample(path, "sketch/a/0.png", "sketch", 0)
     (held_out / "store").mkdir()
-    with pytest.raises(DataError, match="the data contract is broken"), datacontract.forbid([path]):
+    with pytest.raises(DataError, match="the data contract is broken"), closing.forbid([path]):
         store = pixels.build(held_out / "store", [sample], PreprocessSpec(4, 4), lambda _: None)
         assert [image for image, _ in store.bad] == ["sketch/a/0.png"]
 
@@ -233,17 +233,17 @@ def test_images_in_one_file_are_closed_by_their_ids(closed: str, refused: bool) 
     claims = Sample(Path("all-0.tar/0.png"), "sketch/a/0.png", "photo", 7)
     message = r"found sketch/a/0\.png \(all-0\.tar/0\.png\) being opened: the data contract is broken"
     expected = pytest.raises(DataError, match=message) if refused else contextlib.nullcontext()
-    with expected, datacontract.forbid([], [closed]):
-        datacontract.announce([claims])
-    datacontract.announce([claims])  # and it can be again
+    with expected, closing.forbid([], [closed]):
+        closing.announce([claims])
+    closing.announce([claims])  # and it can be again
     again = pytest.raises(DataError, match="the data contract") if refused else contextlib.nullcontext()
-    with again, datacontract.forbid([], [closed]), contextlib.suppress(DataError):
-        datacontract.announce([claims])
+    with again, closing.forbid([], [closed]), contextlib.suppress(DataError):
+        closing.announce([claims])
 
 
 def test_guards_nest_and_end(held_out: Path) -> None:
     data = held_out / "data"
-    with datacontract.watch_files([data]) as outer, datacontract.forbid([data / "sketchy"]) as inner:
+    with closing.watch_files([data]) as outer, closing.forbid([data / "sketchy"]) as inner:
         decode(data / "sketch/0.png")
     (data / "sketchy/0.txt").read_text()
     assert outer.paths == [(data / "sketch/0.png").resolve()] and inner.paths == []
@@ -257,15 +257,15 @@ def test_guards_nest_and_end(held_out: Path) -> None:
     ],
 )
 def test_a_guard_over_nothing_is_refused(tmp_path: Path, paths: list[str], message: str) -> None:
-    with pytest.raises(DataError, match=message), datacontract.forbid([tmp_path / path for path in paths]):
+    with pytest.raises(DataError, match=message), closing.forbid([tmp_path / path for path in paths]):
         pass
 
 
 def test_what_is_forbidden_now_can_be_told_to_another_process(held_out: Path) -> None:
-    assert datacontract.forbidden() == ()
-    with datacontract.forbid([held_out / "link"]), datacontract.watch_files([held_out / "data/sketchy"]):
-        assert datacontract.forbidden() == ((held_out / "data/sketch").resolve(),)
-    assert datacontract.forbidden() == ()
+    assert closing.forbidden() == ()
+    with closing.forbid([held_out / "link"]), closing.watch_files([held_out / "data/sketchy"]):
+        assert closing.forbidden() == ((held_out / "data/sketch").resolve(),)
+    assert closing.forbidden() == ()
 
 
 def test_a_student_that_starts_as_the_teacher_says_so_whatever_the_method() -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from vlkd_bench.samples import Sample
-from vlkd_distill import datacontract, processes
+from vlkd_distill import closing, processes
 from vlkd_distill.augment import random_views
 from vlkd_distill.augmentation import Augmentation
 from vlkd_distill.processes import Ring
@@ -188,8 +188,8 @@ def test_a_process_that_fails_ends_the_training_with_an_error(
     if why == "nowhere":
         broken = dataclasses.replace(run, store=tmp_path / "nowhere")
     else:  # what this process may not open while it makes a run, the others may not open either
-        with datacontract.forbid([run.store / "pixels.npy"]):
-            broken = dataclasses.replace(run, closed=datacontract.forbidden())
+        with closing.forbid([run.store / "pixels.npy"]):
+            broken = dataclasses.replace(run, closed=closing.forbidden())
     with pytest.raises(UnavailableError, match=r"all its 2 processes .* and one failed"):
         processes.run(2, lambda ring: run._go(ring, run.open(), no_teacher, lambda *_: None), broken)
     assert why in capfd.readouterr().err

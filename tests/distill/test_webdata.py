@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlkd_distill import data, datacontract, pixels, webdata
+from vlkd_distill import closing, data, pixels, webdata
 from vlkd_distill import shards as shards_module
 from vlkd_runtime.errors import ConfigError, DataError, UnavailableError, UsageError
 from vlkd_runtime.preprocess import PreprocessSpec, prepare
@@ -107,7 +107,7 @@ def test_held_out_shards_are_not_opened_and_splits_are_by_name(tmp_path: Path) -
     found = world(tmp_path / "data")
     shards = webdata.write_shards(found.samples, found.classes, tmp_path / "shards", 10)
     held_out = [shard for shard in shards if shard.name.startswith("sketch")]
-    with datacontract.forbid(held_out):
+    with closing.forbid(held_out):
         imported = webdata.import_shards(shards, SPEC, tmp_path / "import", domains=["photo"], split="train")
     wanted = [sample.image for sample in found.of(["photo"], "train")]
     assert [sample.image for sample in imported.store.samples] == wanted and 0 < len(wanted) < 24
