@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 import re
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 from vlkd_bench.leaveout import BASELINE
 from vlkd_compress.prune.settings import Goal, PruneSettings
+from vlkd_distill.launched import launched
 from vlkd_distill.synthspecs import SynthesisSettings
 from vlkd_runtime.errors import ConfigError
 
@@ -51,6 +53,7 @@ def load(path: Path | None, variables: Sequence[str] = (), settings: Sequence[st
         put(table, setting, errors)
     config = parse(Config, table, "", errors)
     if config is not None:
+        config = _with_launched(config, errors)
         errors += _check(config)
     if errors:
         where = str(path) if path is not None else "the command line"
@@ -214,6 +217,18 @@ def _check_synthesis(asked: SynthesisSettings) -> list[str]:
             "synthesis.diffusion.model: expected a diffusers folder or a hub id <owner>/<name>, found nothing."
         )
     return errors
+
+
+def _with_launched(config: Config, errors: list[str]) -> Config:
+    """The same configuration with as many processes as torchrun has started."""
+    launch, asked = launched(), config.distill.processes
+    if launch is None:
+        return config
+    if asked not in (1, launch.count):
+        errors.append(
+            f"distill.processes: expected {launch.count} or none, as torchrun has started so many, found {asked}."
+        )
+    return dataclasses.replace(config, distill=dataclasses.replace(config.distill, processes=launch.count))
 
 
 def _check_processes(config: Config) -> list[str]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
 
+from vlkd_distill.launched import launched
 from vlkd_runtime.errors import ConfigError
 
 Word = TypeVar("Word", bound=str)
@@ -82,6 +84,29 @@ def interruptible(kept: str = "What is finished is kept; the same command goes o
     except KeyboardInterrupt:
         print(f"Interrupted. {kept}", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def trains(verb: Callable[..., None]) -> Callable[..., None]:
+    """Make a verb one for many processes: those that torchrun starts beside the first help it to train.
+
+    They leave when the first one ends; it alone reads the other options, writes and prints.
+    """
+
+    @functools.wraps(verb)
+    def run(*args: object, **options: object) -> None:
+        launch = launched()
+        if launch is None:
+            verb(*args, **options)
+            return
+        from vlkd_distill import processes
+
+        if launch.rank > 0:
+            processes.serve(launch)
+            return
+        with processes.leading():
+            verb(*args, **options)
+
+    return run
 
 
 def answer(as_json: bool, plain: object, markdown: str) -> None:

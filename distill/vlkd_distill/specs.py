@@ -76,7 +76,8 @@ class Settings:
         kept_back: share of the source images that ``source-best`` and ``swad`` judge by and do not train on.
         judgements: how often they do.
         seed: of batches and views.
-        processes: how many share the work of each batch; the result is the same up to rounding.
+        processes: how many share the work of each batch; the result is the same up to rounding. Under torchrun, as many
+            as it has started.
         device: ``auto`` computes on an NVIDIA GPU where torch has one; ``cpu``, ``cuda`` or ``cuda:N``. With several
             processes each takes a GPU of its own, as far as there are.
     """

@@ -119,7 +119,7 @@ class TrainingRun:
         self, ring: Ring, data: TrainingData, teacher: Callable[[], Teacher], on_step: training.OnStep
     ) -> Student:
         method: Method = methods.create(self.settings, self.vectors)
-        device = device_of(self.settings.device, ring.rank)
+        device = device_of(self.settings.device, ring.local)
         if self.recovery is None:
             student = starting.start(self.student, method, teacher)
             return training.train(

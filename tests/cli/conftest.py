@@ -222,6 +222,12 @@ def write_data(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture(scope="session")
+def tiny() -> tuple[str, ...]:
+    """Settings of a student that trains in seconds."""
+    return TINY
+
+
 @pytest.fixture
 def edge(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, invoke: Invoke

@@ -23,9 +23,11 @@ from ..options import (
     interruptible,
     stderr,
     stdout,
+    trains,
 )
 
 
+@trains
 def build(
     target: Annotated[str | None, typer.Option(help="Device; see 'vlkd-edge targets'.")] = None,
     config: ConfigFile = None,

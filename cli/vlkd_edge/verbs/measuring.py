@@ -30,6 +30,7 @@ from ..options import (
     interruptible,
     stderr,
     stdout,
+    trains,
 )
 
 if TYPE_CHECKING:
@@ -179,6 +180,7 @@ def _only_with_on(*given: object) -> None:
         raise ConfigError(msg)
 
 
+@trains
 def bench_dg(
     dataset: Dataset = None,
     methods: Annotated[
@@ -230,6 +232,7 @@ def bench_dg(
     answer(as_json, table.as_json(), table.markdown())
 
 
+@trains
 def bench_disjoint(
     dataset: Dataset = None,
     methods: Annotated[
@@ -270,6 +273,7 @@ def bench_disjoint(
     answer(as_json, table.as_json(), table.markdown())
 
 
+@trains
 def bench_data_free(
     dataset: Dataset = None,
     held_out: Annotated[str, typer.Option(help="The domain that nothing learns from.")] = "sketch",
