@@ -32,6 +32,7 @@ from . import learn
 from .config import Config, DataConfig
 from .facts import DEMO_DATA, DEMO_TEACHER
 from .progress import Live
+from .readable import Readable, only_readable_once
 from .stages import Workspace, locked
 
 if TYPE_CHECKING:
@@ -103,8 +104,7 @@ def report(request: Request, out: Path, cache: Path, console: Console) -> Alignm
     Raises:
         BundleError: the bundle is damaged.
         ConfigError: a split or teacher name that cannot be meant.
-        DataError: images are missing, or the teacher is not the one the student learned from.
-        ImageError: an image cannot be decoded; the message names it.
+        DataError: images are missing or damaged, or the teacher is not the one the student learned from.
         UnavailableError: a package, an engine or the teacher's weights cannot be had.
     """
     _check(request)
@@ -114,9 +114,9 @@ def report(request: Request, out: Path, cache: Path, console: Console) -> Alignm
     check_name(name)
     with locked(out):
         live = Live(console)
-        samples = _samples(
-            request, bundle, learn.Learning(_demo(request, bundle), Workspace(out, cache), live)
-        )
+        workspace = Workspace(out, cache)
+        left = _samples(request, bundle, learn.Learning(_demo(request, bundle), workspace, live))
+        samples = left.samples
         with live.task("loading the teacher", None):
             from vlkd_distill.teacher_loading import load
 
@@ -145,7 +145,7 @@ def report(request: Request, out: Path, cache: Path, console: Console) -> Alignm
         teacher=_short(name),
         images=f"{len(samples)} {which} of {DEMO if request.images == DEMO else Path(request.images).name}",
         held_out=tuple(word for word in manifest.provenance.get("held out", "").split(", ") if word),
-        notes=_notes(request, bundle, name, same_weights),
+        notes=(*_notes(request, bundle, name, same_weights), *filter(None, [left.sentence])),
     )
 
 
@@ -228,15 +228,17 @@ def _demo(request: Request, bundle: Bundle) -> Config:
     return Config(data=data)
 
 
-def _samples(request: Request, bundle: Bundle, learning: learn.Learning) -> tuple[Sample, ...]:
-    """The images to look at, labelled in the order of the bundle's classes."""
+def _samples(request: Request, bundle: Bundle, learning: learn.Learning) -> Readable:
+    """The images to look at that can be decoded, labelled in the order of the bundle's classes."""
     if request.images == DEMO:
         dataset = learn.dataset(learning)
     else:
         dataset = domain_data.scan(
             Path(request.images), domains=request.domains, classes=bundle.manifest.classes
         )
-    samples = dataset.of(dataset.domains, "test" if request.split == "test" else None)
+    every = dataset.of(dataset.domains, "test" if request.split == "test" else None)
+    left = only_readable_once(every, learning.workspace, learning.live)
+    samples = left.samples
     counts = {name: sum(sample.domain == name for sample in samples) for name in dataset.domains}
     few = [f"{name} ({count})" for name, count in counts.items() if count < 2]
     if few:
@@ -246,7 +248,7 @@ def _samples(request: Request, bundle: Bundle, learning: learn.Learning) -> tupl
             "domain out with --domains, or take every image with --split all."
         )
         raise DataError(msg)
-    return samples
+    return left
 
 
 def _embed_student(

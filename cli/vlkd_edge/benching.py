@@ -21,6 +21,8 @@ from vlkd_runtime import Classifier
 from vlkd_runtime.bundle import Bundle
 from vlkd_runtime.errors import ConfigError
 
+from .readable import Readable, only_readable
+
 # Parts of providers' names that say that a GPU runs the model.
 GPU_PROVIDERS = ("CUDA", "TensorRT", "Tensorrt", "NvTensorRtRtx")
 
@@ -72,12 +74,14 @@ def bench(request: Request, live: Show) -> tuple[BenchRecord, BenchRecord | None
 
     Raises:
         BundleError: The bundle is damaged.
-        DataError: The folder, a domain or a class is missing or empty, or an image cannot be read.
+        DataError: The folder, a domain or a class is missing or empty, or too many images cannot be decoded.
         UnavailableError: The engine is not installed, or a process failed.
     """
     plan = request.plan
     opened = Bundle.open(plan.bundle)
-    samples = find_samples(request, opened.manifest.classes) if request.data is not None else ()
+    every = find_samples(request, opened.manifest.classes) if request.data is not None else ()
+    left = only_readable(every, live) if every else Readable((), {})
+    samples = left.samples
     other = Bundle.open(plan.against) if plan.against is not None else None
     # Opened here once before anything is timed: an engine that must be built is built now, and what is wrong
     # is said by the error it is.
@@ -125,7 +129,8 @@ def bench(request: Request, live: Show) -> tuple[BenchRecord, BenchRecord | None
             command=request.command,
             interleaved_with=partner,
         )
-        return replace(record, notes=(*record.notes, *record.disturbances, *_elsewhere(record)))
+        told = *record.notes, *filter(None, [left.sentence]), *record.disturbances, *_elsewhere(record)
+        return replace(record, notes=told)
 
     record = put_together(opened, ran, measured, other.manifest.digest if other else "")
     if other is None or measured.against is None:

@@ -35,6 +35,7 @@ from .adopting import adopted_model, check_form, spec_of
 from .climbing import Climber, Task, dialect_of, recipes
 from .config import GuardConfig
 from .progress import Live
+from .readable import only_readable_once
 from .stages import StageResult, Workspace, locked, versions
 from .targets import find
 
@@ -135,6 +136,8 @@ def compress(request: Request, out: Path, console: Console) -> Outcome:
     with locked(out):
         live = Live(console)
         workspace = Workspace(out, out / "cache", live.say)
+        left = only_readable_once(dataset.samples, workspace, live)
+        dataset = dataclasses.replace(dataset, samples=left.samples)
         guarded, usable, judges = _split(request, dataset, workspace, live)
         model, adopted, found = adopted_model(request, dataset, usable, workspace)
         spec = spec_of(request, adopted.height, adopted.width)
@@ -143,6 +146,7 @@ def compress(request: Request, out: Path, console: Console) -> Outcome:
             f"Calibration: {len(task.calibration)} images of {', '.join(sources)}; no label of them is used.",
             f"{judges} Layers are ranked on one in five of them, by hash of the name, and candidates that rest on the "
             "ranking are judged on the others.",
+            *filter(None, [left.sentence]),
         )
         for line in contract:
             live.say(f"contract: {line}")

@@ -7,21 +7,14 @@ Only evaluation's side looks: what learns finds held-out images closed, now as e
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from vlkd_bench.samples import Sample
-from vlkd_distill.data import DomainDataset, content_key, split_of
-from vlkd_runtime.atomic import write_text
+from vlkd_distill.data import DomainDataset, split_of
 
-from . import sharded
+from . import readable, sharded
 from .facts import Images
 from .learn import Learning
-from .stages import versions
-
-_BAD = "bad.json"
-_SHOWN = 10
 
 
 def only_decodable(
@@ -51,9 +44,7 @@ def only_decodable(
         if sharded.learns_from_shards(config, images.train):
             not_imported = tuple(sorted(unread.keys() - tests - held_out))
     bad = known | _look(learning, samples, known)
-    if bad:
-        lines = [*list(bad.values())[:_SHOWN], *([f"and {len(bad) - _SHOWN} more"] * (len(bad) > _SHOWN))]
-        learning.live.banner(f"Left out of what is measured on, as they cannot be decoded: {len(bad)}", lines)
+    readable.name_them("Left out of what is measured on, as they cannot be decoded", bad, learning.live)
     return dataclasses.replace(images.without(bad), not_imported=not_imported)
 
 
@@ -64,19 +55,6 @@ def _look(learning: Learning, samples: Sequence[Sample], known: Mapping[str, str
         sample for sample in samples if not sharded.lies_in_shards(learning.config) or sample.path.is_file()
     ]
 
-    def work(folder: Path) -> None:
-        from vlkd_distill.decodable import find_bad, refuse_too_many
-
-        with learning.live.task("decoding what is measured", len(files)) as advance:
-            found = find_bad(files, learning.spec, advance)
-        refuse_too_many([*known.items(), *found], len(samples) + len(known), "images to measure on")
-        write_text(folder / _BAD, json.dumps(found))
-
-    inputs = {
-        "images": content_key(files),
-        "known": list(known),
-        "preprocess": learning.spec.to_json(),
-        **versions("pillow", "vlkd-edge"),
-    }
-    stage = learning.workspace.stage("decodable", inputs, work)
-    return dict(json.loads((stage.folder / _BAD).read_text()))
+    return readable.look(
+        files, learning.spec, learning.workspace, learning.live, known=known, kind="images to measure on"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from vlkd_distill.teachers import OpenClipTeacher
 from vlkd_edge.aligning import Request, check_same_space, locate, run
 from vlkd_runtime import Classifier, PreprocessSpec
 from vlkd_runtime.bundle import Bundle, pack, write_bundle
-from vlkd_runtime.errors import ConfigError, DataError, ImageError
+from vlkd_runtime.errors import ConfigError, DataError
 from vlkd_runtime.golden import Golden
 from vlkd_runtime.manifest import GoldenTolerance, ManifestDraft, ModelSpec
 from vlkd_runtime.preprocess import prepare
@@ -226,10 +227,20 @@ def test_too_few_test_images_are_told_with_the_way_out(tmp_path: Path, student: 
         align(Request(student, str(tmp_path / "few")), tmp_path)
 
 
-def test_a_damaged_image_is_named_and_nothing_is_written(tmp_path: Path, student: Path) -> None:
+def test_a_damaged_image_is_left_out_and_named(tmp_path: Path, student: Path, images: Path) -> None:
+    shutil.copytree(images, tmp_path / "bad")
+    whole = align(Request(student, str(images), split="all"), tmp_path / "whole")
+    (tmp_path / "bad" / "photo" / CLASSES[0] / "0.png").write_bytes(b"no picture")
+    found = align(Request(student, str(tmp_path / "bad"), split="all"), tmp_path)
+    assert found.overall.images == whole.overall.images - 1
+    assert found.notes[-1] == f"1 image is left out and cannot be decoded: photo/{CLASSES[0]}/0.png."
+    assert "as they cannot be decoded: 1" in (tmp_path / "console.txt").read_text()
+
+
+def test_many_damaged_images_are_refused_and_nothing_is_written(tmp_path: Path, student: Path) -> None:
     for name in CLASSES:
         (tmp_path / "bad" / "photo" / name).mkdir(parents=True)
         (tmp_path / "bad" / "photo" / name / "1.png").write_bytes(b"no picture")
-    with pytest.raises(ImageError, match=r"photo/cat/1\.png"):
+    with pytest.raises(DataError, match=r"2 of 2 images cannot be decoded(.|\n)*photo/cat/1\.png"):
         align(Request(student, str(tmp_path / "bad"), split="all"), tmp_path)
     assert not (tmp_path / "out" / "align.json").exists()

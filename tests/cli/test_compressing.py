@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -298,6 +299,29 @@ def test_without_domains_the_guard_judges_on_virtual_ones(flat: bool, model: Pat
     assert any("virtual domains (grey, noise)" in line for line in found.plain["contract"])
     usable = sum(split_of(sample.image) == "train" for sample in scan(root / "day" if flat else root).samples)
     assert first["domains"]["virtual-grey"]["n"] == 120 - usable
+
+
+def test_images_that_cannot_be_decoded_are_left_out_and_named(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    whole = ask(model, data, tmp_path / "whole")
+    for name in ("day/blue", "night/red"):
+        next(iter(sorted((tmp_path / "data" / name).iterdir()))).write_bytes(b"no picture")
+    found = ask(model, tmp_path / "data", tmp_path / "out")
+    (told,) = [line for line in found.plain["contract"] if "cannot be decoded" in line]
+    assert told.startswith("2 images are left out and cannot be decoded: day/blue/") and "night/red/" in told
+    counts = [
+        next(int(word) for word in one.plain["contract"][1].split() if word.isdecimal())
+        for one in (whole, found)
+    ]
+    assert counts[1] == counts[0] - 1
+    assert found.exit_code == 0 and found.plain["chosen"] == whole.plain["chosen"]
+
+    for path in (tmp_path / "data/day").rglob("*.png"):
+        path.write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"images cannot be decoded; at most 1% may be"):
+        ask(model, tmp_path / "data", tmp_path / "again")
 
 
 def test_a_copy_of_a_held_out_image_is_refused(model: Path, tmp_path: Path) -> None:

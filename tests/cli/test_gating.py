@@ -41,7 +41,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two domains of three classes, noise for pictures."""
+    """Two domains of three classes, noise for pictures, and a file that is none."""
     root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for domain in ("photo", "sketch"):
         for name in ("cat", "dog", "fish"):
@@ -49,6 +49,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder.mkdir(parents=True)
             for i in range(6):
                 Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    (root / "sketch/dog/torn.png").write_bytes(b"no picture")
     return root
 
 
@@ -117,6 +118,8 @@ def test_a_record_has_accuracy_by_domain_with_intervals(measured: Path) -> None:
     assert set(accuracy["domains"]) == {"photo", "sketch"}
     for item in accuracy["domains"].values():
         assert item["n"] == 18 and item["lower"] <= item["accuracy"] <= item["upper"]
+    assert "1 image is left out and cannot be decoded: sketch/dog/torn.png." in record["notes"]
+    assert accuracy["dataset"] == "images0, 36 images"
     assert accuracy["worst"] == min(item["accuracy"] for item in accuracy["domains"].values())
     assert accuracy["ece_interval"][0] <= accuracy["ece"] <= accuracy["ece_interval"][1]
     assert [item["name"] for item in accuracy["per_class"]] == ["cat", "dog", "fish"]

@@ -85,7 +85,7 @@ def code() -> Parcel:
     for root in (*others, Path(__file__).parents[1]):
         found += [(path.relative_to(root.parent).as_posix(), path) for path in root.rglob("*.py")]
     root = Path(str(vlkd_distill.__file__)).parent
-    found += [(f"{root.name}/{name}", root / name) for name in ("__init__.py", "data.py")]
+    found += [(f"{root.name}/{name}", root / name) for name in ("__init__.py", "data.py", "decodable.py")]
     return pack("code", "", found)
 
 
