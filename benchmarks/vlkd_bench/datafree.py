@@ -9,7 +9,7 @@ from typing import Any, Final
 from vlkd_runtime.errors import DataError
 
 from .leaveout import Cell, LeaveOutTable, MethodSummary, summarise_cells
-from .tablenotes import how_it_was_made, who_saw_what
+from .tablenotes import how_it_was_made, what_was_asked, who_saw_what
 
 REAL: Final = "real"
 AIM: Final = 0.85
@@ -52,6 +52,7 @@ class DataFreeTable:
         stand_ins: sentences on what stands in for the real thing.
         notes: what the reader must know beside it.
         contract: who saw what: an object for each row but the teacher's.
+        queries: what a teacher whose questions are counted was asked; ``text`` says it in words.
     """
 
     cells: tuple[Cell, ...]
@@ -65,6 +66,7 @@ class DataFreeTable:
     stand_ins: tuple[str, ...]
     notes: tuple[str, ...] = ()
     contract: tuple[Mapping[str, Any], ...] = ()
+    queries: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         unknown = {cell.method for cell in self.cells} - set(self.meaning)
@@ -125,6 +127,7 @@ class DataFreeTable:
             "findings": list(self.findings()),
             "contract": list(self.contract),
             "notes": list(self.notes),
+            "queries": None if self.queries is None else dict(self.queries),
         }
 
     def markdown(self) -> str:
@@ -150,6 +153,7 @@ class DataFreeTable:
         lines += [f"- `{name}`: {self.meaning[name]}" for name in dict.fromkeys(c.method for c in self.cells)]
         lines += who_saw_what(self.contract)
         lines += how_it_was_made(self.command, self.machine, self.settings)
+        lines += what_was_asked(self.queries)
         return "\n".join(lines) + "\n"
 
     def _line(self, summary: MethodSummary) -> str:

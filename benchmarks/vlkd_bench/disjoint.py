@@ -22,7 +22,7 @@ from vlkd_runtime.errors import DataError
 
 from .leaveout import TEACHER
 from .predictions import PredictionRow
-from .tablenotes import how_it_was_made, who_saw_what
+from .tablenotes import how_it_was_made, what_was_asked, who_saw_what
 
 CE_ONLY: Final = "ce-only"
 
@@ -137,6 +137,7 @@ class DisjointTable:
         settings: how every method was trained.
         stand_ins: sentences on what stands in for the real thing.
         contract: who saw what, for each method, held-out domain and seed; ``text`` says it in words.
+        queries: what a teacher whose questions are counted was asked; ``text`` says it in words.
     """
 
     cells: tuple[DisjointCell, ...]
@@ -147,6 +148,7 @@ class DisjointTable:
     settings: Mapping[str, Any]
     stand_ins: tuple[str, ...]
     contract: tuple[Mapping[str, Any], ...]
+    queries: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         found = {(cell.method, cell.held_out, cell.seed) for cell in self.cells}
@@ -204,6 +206,7 @@ class DisjointTable:
             "settings": dict(self.settings),
             "stand_ins": list(self.stand_ins),
             "contract": [dict(one) for one in self.contract],
+            "queries": None if self.queries is None else dict(self.queries),
             "rows": [asdict(cell) | {"unseen": list(cell.unseen)} for cell in self.cells],
             "summary": summary,
         }
@@ -234,6 +237,7 @@ class DisjointTable:
         lines += [f"- seed {seed}: {', '.join(names)}" for seed, names in sorted(drawn.items())]
         lines += who_saw_what(self.contract)
         lines += how_it_was_made(self.command, self.machine, self.settings)
+        lines += what_was_asked(self.queries)
         return "\n".join(lines) + "\n"
 
     def picture(self) -> bytes:

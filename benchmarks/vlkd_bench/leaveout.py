@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from vlkd_runtime.errors import DataError
 
-from .tablenotes import how_it_was_made, who_saw_what
+from .tablenotes import how_it_was_made, what_was_asked, who_saw_what
 
 TEACHER: Final = "teacher"
 BASELINE: Final = "erm"
@@ -231,8 +231,7 @@ class LeaveOutTable:
             lines += ["", "## Notes", *(line for note in self.notes for line in ("", note))]
         lines += who_saw_what(self.contract)
         lines += how_it_was_made(self.command, self.machine, self.settings)
-        if self.queries is not None:
-            lines += ["", f"Questions to the teacher: {self.queries['text']}."]
+        lines += what_was_asked(self.queries)
         return "\n".join(lines) + "\n"
 
     def with_more(self, more: LeaveOutTable) -> LeaveOutTable:

@@ -1,4 +1,4 @@
-"""What stands below every table: who saw what, and how it was made."""
+"""What stands below every table: who saw what, how it was made, and what the teacher was asked for it."""
 
 from __future__ import annotations
 
@@ -25,3 +25,8 @@ def how_it_was_made(command: str, machine: str, settings: Mapping[str, Any] | No
     if settings is not None:
         lines += ["", ", ".join(f"{name} {value}" for name, value in settings.items()) + "."]
     return lines
+
+
+def what_was_asked(queries: Mapping[str, Any] | None) -> list[str]:
+    """What a teacher whose questions are counted was asked, as lines of Markdown; nothing for any other."""
+    return [] if queries is None else ["", f"Questions to the teacher: {queries['text']}."]

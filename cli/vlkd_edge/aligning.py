@@ -28,7 +28,7 @@ from vlkd_runtime.errors import ConfigError, DataError, UnavailableError
 from vlkd_runtime.manifest import MANIFEST_NAME
 from vlkd_runtime.preprocess import prepare
 
-from . import learn
+from . import learn, questions
 from .config import Config, DataConfig
 from .facts import DEMO_DATA, DEMO_TEACHER
 from .progress import Live
@@ -36,6 +36,7 @@ from .readable import Readable, only_readable_once
 from .stages import Workspace, locked
 
 if TYPE_CHECKING:
+    from vlkd_distill.querybudget import QueryReport
     from vlkd_distill.teachers import Teacher
 
 DEMO = "demo"
@@ -121,22 +122,24 @@ def report(request: Request, out: Path, cache: Path, console: Console) -> Alignm
             from vlkd_distill.teacher_loading import load
 
             teacher = load(name, cache)
+        with questions.telling(live, lambda: questions.asked_of(teacher)):
             same_weights = check_same_space(bundle, teacher)
-        student, engine = _embed_student(request, bundle, samples, live)
-        with live.task("asking the teacher", len(samples)) as advance:
-            from vlkd_distill.embeddings import embed
+            student, engine = _embed_student(request, bundle, samples, live)
+            with live.task("asking the teacher", len(samples)) as advance:
+                from vlkd_distill.embeddings import embed
 
-            taught = embed(teacher, samples, cache / "embeddings", advance)
-        with live.task("comparing", None):
-            measured = measure(
-                student,
-                taught,
-                [sample.label for sample in samples],
-                vectors.vectors,
-                [sample.domain for sample in samples],
-                most_queries=request.most_queries,
-                seed=request.seed,
-            )
+                taught = embed(teacher, samples, cache / "embeddings", advance)
+            with live.task("comparing", None):
+                measured = measure(
+                    student,
+                    taught,
+                    [sample.label for sample in samples],
+                    vectors.vectors,
+                    [sample.domain for sample in samples],
+                    most_queries=request.most_queries,
+                    seed=request.seed,
+                )
+        queries = questions.asked_of(teacher)
     which = "test images" if request.split == "test" else "all images"
     manifest = bundle.manifest
     return dataclasses.replace(
@@ -145,7 +148,7 @@ def report(request: Request, out: Path, cache: Path, console: Console) -> Alignm
         teacher=_short(name),
         images=f"{len(samples)} {which} of {DEMO if request.images == DEMO else Path(request.images).name}",
         held_out=tuple(word for word in manifest.provenance.get("held out", "").split(", ") if word),
-        notes=(*_notes(request, bundle, name, same_weights), *filter(None, [left.sentence])),
+        notes=(*_notes(request, bundle, name, same_weights), *filter(None, [left.sentence, _asked(queries)])),
     )
 
 
@@ -290,6 +293,10 @@ def _notes(request: Request, bundle: Bundle, name: str, same_weights: bool) -> t
             f"prompts the same vectors (cosine {_SAME_SPACE_COSINE} or more)."
         )
     return tuple(note for note in notes if note)
+
+
+def _asked(queries: QueryReport | None) -> str:
+    return "" if queries is None else f"Questions to the teacher: {queries.text}."
 
 
 def _short(name: str) -> str:

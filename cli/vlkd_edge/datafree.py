@@ -24,7 +24,7 @@ from vlkd_runtime.atomic import write_bytes, write_text
 from vlkd_runtime.errors import ConfigError
 from vlkd_runtime.vectors import ClassVectors
 
-from . import learn, measurable, sharded, ship, synthesising, teach
+from . import learn, measurable, questions, sharded, ship, synthesising, teach
 from .build import check_beforehand
 from .config import Config
 from .facts import Images, closed, contract, stand_ins
@@ -123,7 +123,9 @@ def run(
         live = Live(console)
         learning = learn.Learning(config, Workspace(out, cache, live.say), live)
         contracts: dict[str, Mapping[str, Any]] = {}
-        cells, made, per_class = _rows(learning, plan, contracts)
+        with questions.counting(learning):
+            cells, made, per_class = _rows(learning, plan, contracts)
+        queries = questions.queries(learning)
     settings = {k: v for k, v in config.distill.used().items() if k != "seed"}
     synthesis = {k: v for k, v in config.synthesis.used().items() if k not in ("rule", "space", "seed")}
     return DataFreeTable(
@@ -140,6 +142,7 @@ def run(
         stand_ins=stand_ins(config),
         notes=tuple(notes),
         contract=tuple(contracts.values()),
+        queries=None if queries is None else queries.as_json(),
     )
 
 

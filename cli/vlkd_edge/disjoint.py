@@ -36,7 +36,7 @@ from vlkd_runtime import Classifier
 from vlkd_runtime.errors import ConfigError
 from vlkd_runtime.vectors import ClassVectors
 
-from . import learn, measurable, ship, teach
+from . import learn, measurable, questions, ship, teach
 from .build import check_beforehand
 from .config import Config
 from .facts import Images, closed, contract, stand_ins
@@ -142,12 +142,14 @@ def class_disjoint(
         learn.check_models(learning, [how.method for how in runs])
         cells: list[DisjointCell] = []
         contracts: list[Mapping[str, typing.Any]] = []
-        for position, one in enumerate(configs):
-            live.say(f"held out: {domains[position]} ({position + 1} of {len(domains)})")
-            for seed in plan.seeds:
-                done, seen = _seed(dataclasses.replace(learning, config=one), plan, unseen, seed)
-                cells += done
-                contracts += seen
+        with questions.counting(learning):
+            for position, one in enumerate(configs):
+                live.say(f"held out: {domains[position]} ({position + 1} of {len(domains)})")
+                for seed in plan.seeds:
+                    done, seen = _seed(dataclasses.replace(learning, config=one), plan, unseen, seed)
+                    cells += done
+                    contracts += seen
+        queries = questions.queries(learning)
     distill = config.distill.as_json()
     for name in ("method", "seed"):
         del distill[name]
@@ -161,6 +163,7 @@ def class_disjoint(
         settings=distill | {"templates": config.teacher.templates, "attributes": config.teacher.attributes},
         stand_ins=stand_ins(config),
         contract=tuple(contracts),
+        queries=None if queries is None else queries.as_json(),
     )
 
 

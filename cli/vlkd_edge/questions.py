@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from vlkd_distill import teacher_names
 from vlkd_runtime.errors import DataError
 
 from .learn import Learning, load_vectors
+from .progress import Live
 
 if TYPE_CHECKING:
     from vlkd_distill.querybudget import QueryReport
+    from vlkd_distill.teachers import Teacher
 
 
 def queries(learning: Learning) -> QueryReport | None:
@@ -36,13 +38,30 @@ def queries(learning: Learning) -> QueryReport | None:
     return querybudget.report_without(load_vectors(known).teacher_fingerprint, asked.query_budget, folder)
 
 
-@contextlib.contextmanager
-def counting(learning: Learning) -> Iterator[None]:
+def asked_of(teacher: Teacher) -> QueryReport | None:
+    """What this teacher was asked; None where its questions are not counted.
+
+    Raises:
+        DataError: the ledger of questions is damaged.
+    """
+    from vlkd_distill import querybudget
+
+    counted = querybudget.counted(teacher)
+    return None if counted is None else counted.report()
+
+
+def counting(learning: Learning) -> contextlib.AbstractContextManager[None]:
     """Say what the teacher was asked when the work ends, however it ends: it may all have been billed."""
+    return telling(learning.live, lambda: queries(learning))
+
+
+@contextlib.contextmanager
+def telling(live: Live, find: Callable[[], QueryReport | None]) -> Iterator[None]:
+    """The same for what is found otherwise."""
     try:
         yield
     finally:
         with contextlib.suppress(DataError):  # which has ended the work, too
-            found = queries(learning)
+            found = find()
             if found is not None:
-                learning.live.banner(f"Questions to the teacher: {found.text}.", ())
+                live.banner(f"Questions to the teacher: {found.text}.", ())

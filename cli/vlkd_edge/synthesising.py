@@ -20,7 +20,7 @@ from vlkd_runtime.atomic import write_bytes, write_text
 from vlkd_runtime.errors import DataError
 from vlkd_runtime.vectors import ClassVectors
 
-from . import learn
+from . import learn, questions
 from .config import Config
 from .progress import Live
 from .stages import StageResult, Workspace, locked, versions
@@ -137,15 +137,18 @@ def run(names: Sequence[str], config: Config, out: Path, cache: Path, console: C
     with locked(out):
         live = Live(console)
         learning = learn.Learning(config, Workspace(out, cache, live.say), live)
-        with live.task("asking the teacher", None):
-            vectors = compute(learning.teacher(), names, learn.chosen_templates(config))
-        report = make(out, config, vectors, learning.teacher(), live)
+        with questions.counting(learning):
+            with live.task("asking the teacher", None):
+                vectors = compute(learning.teacher(), names, learn.chosen_templates(config))
+            report = make(out, config, vectors, learning.teacher(), live)
+        queries = questions.queries(learning)
     places = {
         "images_folder": out / IMAGES / report.domain,
         "sheet": out / SHEET,
         "report": out / f"{REPORT}.md",
     }
-    return report.as_json() | {name: str(place) for name, place in places.items()}
+    told = {} if queries is None else {"queries": queries.as_json()}
+    return report.as_json() | told | {name: str(place) for name, place in places.items()}
 
 
 def domains(made: Sequence[Sample]) -> tuple[str, ...]:

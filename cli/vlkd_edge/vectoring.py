@@ -32,6 +32,7 @@ from vlkd_runtime.vectors import ClassVectors, check_names
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from vlkd_distill.querybudget import QueryReport
     from vlkd_distill.teachers import Teacher
 
 DEMO = "demo"
@@ -87,7 +88,7 @@ def run(
     Raises:
         UsageError: the caller's mistake, found before the teacher is loaded where it can be.
     """
-    expected = class_names(request)
+    expected, queries = class_names(request), None
     if request.lint is not None:
         if request.attributes is not None:
             msg = "--attributes says how to make vectors and --lint looks at finished ones: give one of them."
@@ -95,9 +96,12 @@ def run(
         path = request.lint / FILE if request.lint.is_dir() else request.lint
         rows, found = vectorlint.lint_file(path, expected, request.dim, request.near)
     else:
-        path, made = request.out, make(request, expected or (), load)
+        path = request.out
+        made, queries = make(request, expected or (), load)
         rows, found = made, vectorlint.lint(made, expected, request.dim, request.near)
     answer = summary(rows, found) | {"file": str(path)}
+    if queries is not None:
+        answer["queries"] = queries.as_json()
     if request.lint is None:
         answer["picture"] = str(path.with_suffix(".png"))
     if as_json:
@@ -143,8 +147,11 @@ def class_names(request: Request) -> tuple[str, ...] | None:
 
 def make(
     request: Request, names: Sequence[str], load: Callable[[str], Teacher] | None = None
-) -> ClassVectors:
+) -> tuple[ClassVectors, QueryReport | None]:
     """Embed the classes, write the vectors and, beside them, the picture.
+
+    Returns:
+        The vectors, and what a teacher whose questions are counted was asked.
 
     Raises:
         UsageError: the caller's mistake, or a package or teacher that is not there.
@@ -176,11 +183,14 @@ def make(
         from vlkd_distill.teachers import OpenClipTeacher
 
         load = OpenClipTeacher.load
-    made = compute(load(request.teacher), names, templates, attributes)
+    from .questions import asked_of
+
+    teacher = load(request.teacher)
+    made = compute(teacher, names, templates, attributes)
     request.out.parent.mkdir(parents=True, exist_ok=True)
     made.save(request.out)
     write_bytes(request.out.with_suffix(".png"), picture(made, request.near))
-    return made
+    return made, asked_of(teacher)
 
 
 def summary(rows: ClassVectors | vectorlint.Rows | None, found: Sequence[Finding]) -> dict[str, Any]:
@@ -230,6 +240,9 @@ def show(answer: dict[str, Any], console: Console) -> None:
         console.print(mark + Text(f"{one['message']} {one['advice']}", style=""), soft_wrap=True)
     if not answer["findings"]:
         console.print("Nothing to object to.", highlight=False)
+    if "queries" in answer:
+        told = f"Questions to the teacher: {answer['queries']['text']}."
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
     written = [answer[key] for key in ("file", "picture") if key in answer]
     console.print(", ".join(written), style="dim", markup=False, highlight=False, soft_wrap=True)
 
