@@ -26,7 +26,15 @@ from .compute import CPU
 from .embedding_store import StoreTeacher
 from .onnx_pair import OnnxPairTeacher
 from .querybudget import FOLDER, BudgetedTeacher
-from .teacher_names import call_parts, check_name, form_of, is_counted, store_files, teacher_key
+from .teacher_names import (
+    call_parts,
+    check_name,
+    exported_by_optimum,
+    form_of,
+    is_counted,
+    store_files,
+    teacher_key,
+)
 from .teachers import OpenClipTeacher, Teacher
 
 FloatArray = npt.NDArray[np.float32]
@@ -60,11 +68,14 @@ def load(name: str, cache: Path, budget: int | None = None, device: torch.device
     elif form == "call":
         teacher = cast("Teacher", CallableTeacher.load(name))
     elif form in ("hf", "hf-dir"):
-        from .teacher_export import export_transformers
+        from .transformers_export import export_optimum, export_transformers
 
         folder = cache / "onnx-pairs" / hashlib.sha256(teacher_key(name).encode()).hexdigest()[:32]
         if not (folder / "teacher.json").is_file():
-            export_transformers(rest, folder)
+            if form == "hf-dir" and exported_by_optimum(rest):
+                export_optimum(Path(rest), folder)
+            else:
+                export_transformers(rest, folder)
         teacher = OnnxPairTeacher(name, folder)
     else:
         opened = OpenClipTeacher.load(name)

@@ -7,7 +7,7 @@
 ``onnx-pair:<folder>``                  ``image.onnx``, ``text.onnx`` and ``teacher.json``
 ``store:<file or folder>``              embeddings somebody computed before, as safetensors
 ``call:<module>:<attribute>``           a Python object of the user's; or ``<image function>,<text function>``
-``hf-dir:<folder>``, ``hf:<model id>``  a CLIP or SigLIP of transformers, exported to an ONNX pair
+``hf-dir:<folder>``, ``hf:<model id>``  a CLIP or SigLIP of transformers or optimum, as an ONNX pair
 ======================================  ==============================================================
 """
 
@@ -28,10 +28,12 @@ Form: TypeAlias = Literal["demo", "local-dir", "onnx-pair", "store", "call", "hf
 
 DEMO = "demo"
 PAIR_FILES = ("image.onnx", "text.onnx", "teacher.json")
-HF_INSTALL = "pip install 'vlkd-edge[hf]'"
+OPTIMUM_GRAPH = "model.onnx"
+"""Both towers of a CLIP-like model, as optimum exports it into a folder of transformers."""
+HF_INSTALL = "pip install 'vlkd-edge[optimum]'"
 _DEMO_FOLDER = Path(__file__).parent / "demo" / "teacher"
 _PREFIXED: tuple[Form, ...] = ("local-dir", "onnx-pair", "store", "call", "hf-dir", "hf")
-_HF_MAJOR = 5
+_HF_OLDEST = (4, 56)  # the first that is told its precision as later ones are
 _IN_FOLDERS = ("local-dir", "onnx-pair", "hf-dir")
 
 
@@ -89,10 +91,10 @@ def check_name(name: str) -> None:
         _need_files(form, Path(rest), PAIR_FILES, "an ONNX pair")
     elif form == "hf-dir":
         _need_files(form, Path(rest), ("config.json",), "a transformers model folder")
-        if not any(Path(rest).glob("*.safetensors")):
+        if not any(Path(rest).glob("*.safetensors")) and not exported_by_optimum(rest):
             msg = (
-                f"Expected weights as *.safetensors in {rest}, found none. Pickled weights (pytorch_model.bin) "
-                "are never read: convert them with save_pretrained of transformers."
+                f"Expected weights as *.safetensors in {rest}, or optimum's {OPTIMUM_GRAPH}, found neither. Pickled "
+                "weights (pytorch_model.bin) are never read: convert them with save_pretrained of transformers."
             )
             raise ConfigError(msg)
     elif form == "hf" and not rest.strip("/ "):
@@ -106,8 +108,14 @@ def check_name(name: str) -> None:
         check_transformers(f"The teacher '{name}'")
 
 
+def exported_by_optimum(folder: str) -> bool:
+    """Whether a folder of transformers has no weights, and the graph that optimum writes."""
+    place = Path(folder)
+    return (place / OPTIMUM_GRAPH).is_file() and not any(place.glob("*.safetensors"))
+
+
 def check_transformers(who: str) -> None:
-    """Refuse where transformers is missing, or as old as the extra ``optimum`` wants it; nothing is imported.
+    """Refuse where transformers is missing or too old; nothing is imported.
 
     Raises:
         UnavailableError: as said, with the extra to install.
@@ -117,11 +125,10 @@ def check_transformers(who: str) -> None:
     except PackageNotFoundError:
         msg = f"{who} needs transformers, which is not installed: {HF_INSTALL}."
         raise UnavailableError(msg) from None
-    if not found.partition(".")[0].isdecimal() or int(found.partition(".")[0]) < _HF_MAJOR:
-        msg = (
-            f"{who} needs transformers {_HF_MAJOR} or newer, found {found}: {HF_INSTALL}, in another environment than "
-            "the extra 'optimum', which loads exported bundles and wants an older one."
-        )
+    numbers = tuple(int(word) for word in found.split(".")[:2] if word.isdecimal())
+    if numbers < _HF_OLDEST:
+        oldest = ".".join(map(str, _HF_OLDEST))
+        msg = f"{who} needs transformers {oldest} or newer, found {found}: {HF_INSTALL}."
         raise UnavailableError(msg)
 
 

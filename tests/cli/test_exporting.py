@@ -227,22 +227,14 @@ print(json.dumps({"answers": answers, "logits": logits.tolist()}))
 """
 
 
-@pytest.mark.slow
 def test_optimum_and_a_transformers_pipeline_load_the_folder(
     bundle: Path, tmp_path: Path, picture: Path
 ) -> None:
-    """Run in the Python that VLKD_OPTIMUM_PYTHON names: optimum-onnx wants another transformers than the tests do."""
-    python = os.environ.get("VLKD_OPTIMUM_PYTHON", sys.executable)
-    check = subprocess.run([python, "-c", "import optimum.onnxruntime"], capture_output=True, check=False)
-    if check.returncode:
-        pytest.skip(
-            "optimum-onnx is not installed: pip install 'vlkd-edge[optimum]' into an environment of its own"
-        )
     out = tmp_path / "optimum"
     assert run(bundle, "-o", out, "--format", "optimum").exit_code == 0
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
-        [python, "-c", OPTIMUM, str(out), str(picture)],
+        [sys.executable, "-c", OPTIMUM, str(out), str(picture)],
         capture_output=True,
         text=True,
         check=False,

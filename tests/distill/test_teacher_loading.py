@@ -192,7 +192,7 @@ def test_each_form_gives_its_teacher(module: str, tmp_path: Path) -> None:
 
 
 def test_a_transformers_folder_is_exported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vlkd_distill import teacher_export, teacher_loading
+    from vlkd_distill import teacher_loading, transformers_export
 
     (tmp_path / "model").mkdir()
     for file in ("config.json", "model.safetensors"):
@@ -205,7 +205,7 @@ def test_a_transformers_folder_is_exported_once(tmp_path: Path, monkeypatch: pyt
         (folder / "teacher.json").write_text("{}")
 
     monkeypatch.setattr(teacher_loading, "check_name", lambda name: None)
-    monkeypatch.setattr(teacher_export, "export_transformers", export)
+    monkeypatch.setattr(transformers_export, "export_transformers", export)
     monkeypatch.setattr(teacher_loading, "OnnxPairTeacher", lambda name, folder: (name, folder))
     name = f"hf-dir:{tmp_path / 'model'}"
     first, again = load(name, tmp_path / "cache"), load(name, tmp_path / "cache")
@@ -255,10 +255,10 @@ def test_folders_with_other_files(tmp_path: Path) -> None:
     ("found", "message"),
     [
         pytest.param(
-            None, r"needs transformers, which is not installed: pip install 'vlkd-edge\[hf\]'", id="none"
+            None, r"needs transformers, which is not installed: pip install 'vlkd-edge\[optimum\]'", id="none"
         ),
         pytest.param(
-            "4.57.1", r"5 or newer, found 4\.57\.1: .*\[hf\]', in another environment .* 'optimum'", id="old"
+            "4.40.2", r"4\.56 or newer, found 4\.40\.2: pip install 'vlkd-edge\[optimum\]'", id="old"
         ),
     ],
 )
