@@ -16,7 +16,7 @@ from rich.console import Console
 from vlkd_bench.leaveout import BASELINE
 from vlkd_bench.machine import Machine, read_machine
 from vlkd_bench.samples import Sample
-from vlkd_distill.data import DomainDataset, check_batch
+from vlkd_distill.data import UNLABELLED, DomainDataset, check_batch
 from vlkd_distill.specs import MethodName, Settings
 from vlkd_distill.teacher_names import check_name
 from vlkd_runtime.errors import ConfigError, UnavailableError
@@ -35,6 +35,7 @@ from . import (
     ship,
     synthesising,
     teach,
+    unlabelled,
     virtualising,
 )
 from .bundling import Places, write
@@ -94,6 +95,7 @@ def check_beforehand(config: Config, runs: Sequence[Settings] = (), *, real: boo
     sources = learn.check_domains(config, needed=not free)
     if not free:
         check_batch(sources, config.distill.batch)
+    unlabelled.check(config, runs, sources)
     learn.absent(config)
     virtualising.check(config)
     pruning.check(config)
@@ -186,7 +188,11 @@ def _learn(learning: learn.Learning, dataset: DomainDataset) -> _Learned:
             made = synthesising.samples(synthesising.stage(learning, vectors_stage), dataset.classes)
         images = dataclasses.replace(images, train=made)
     sources = dataset.sources(config.data.held_out) if made is None else synthesising.domains(made)
-    learning.live.banner("Data contract", _contract(config, sources, images))
+    extra = unlabelled.images_for(config, config.distill.method)
+    unlabelled.refuse_measured(extra, (*images.test, *images.guarded))
+    shown = dataclasses.replace(images, train=(*images.train, *extra))
+    domains = (*sources, *dict.fromkeys(sample.domain for sample in extra))
+    learning.live.banner("Data contract", _contract(config, domains, shown))
     learn.check_known(learning, (*images.train, *images.test))
     graphs, trained, answered = {}, vectors_stage, vectors_stage
     with closed(config, dataset):
@@ -194,9 +200,13 @@ def _learn(learning: learn.Learning, dataset: DomainDataset) -> _Learned:
         usable = learn.usable(store, images.train)
         for method in _methods(config):
             answered = teach.vectors_for(learning, method, images.train, store, vectors_stage)
-            trained = teach.train(learning, method, images.train, store, answered)
+            every, decoded = images.train, store
+            if method == config.distill.method and extra:
+                every = shown.train
+                decoded = learn.pixels(learning, every)
+            trained = teach.train(learning, method, every, decoded, answered)
             graphs[method] = teach.export(learning, method, trained, store, images.train, answered)
-    seen = _contract(config, sources, images, usable)
+    seen = _contract(config, domains, shown, learn.usable(decoded, shown.train))
     asked = learn.teacher_predictions(learning, images.test, vectors_stage, teacher)
     return _Learned(images, usable, seen, store, trained, answered, graphs, asked)
 
@@ -278,9 +288,10 @@ def _contract(
 ) -> tuple[str, ...]:
     """Who sees which images, a sentence each: shown before any work and kept with the results."""
     made = contract(config, config.distill.method, sources, images, usable)
+    unknown = sum(sample.domain == UNLABELLED for sample in (images.train if usable is None else usable))
     counts = dataclasses.replace(
         made.counts,
-        calibration=min(config.compress.calibration_images, made.counts.train),
+        calibration=min(config.compress.calibration_images, made.counts.train - unknown),
         guarded=len(images.guarded),
     )
     banner = dataclasses.replace(made, counts=counts).banner()

@@ -40,6 +40,8 @@ class DataConfig:
         shots: how many train images of each class in each source domain are learned from, always the same ones; 0 for
             all. What is measured on stays whole.
         unknown: folder of images that show none of the classes, for the guard's rejection of unknowns; none when empty.
+        unlabelled: folder of images without labels, from which promptkd's student learns, too, as from one more domain;
+            none when empty.
         captions: ``.jsonl`` or ``.csv`` file with a caption for each train image, read where
             ``distill.caption_weight`` is above 0; see `vlkd_distill.captions`.
         stand_in: a sentence shown beside every number, if the data stand in for something else.
@@ -54,6 +56,7 @@ class DataConfig:
     classes: tuple[str, ...] = ()
     shots: int = 0
     unknown: str = ""
+    unlabelled: str = ""
     captions: str = ""
     stand_in: str = ""
     demo_images: int = 20

@@ -128,6 +128,12 @@ def class_disjoint(
     Raises:
         UsageError: the caller's mistake, found before any long work where it can be.
     """
+    if config.data.unlabelled:
+        msg = (
+            "data.unlabelled: a table of unseen classes must know what is seen, and images without labels may show any "
+            "class: leave the folder out."
+        )
+        raise ConfigError(msg)
     domains = plan.held_out if plan.held_out != (ALL,) else learn.domains(config)
     configs = [holding_out(config, name) for name in domains]
     runs = [_with(config, name, plan.seeds[0]).distill for name in plan.methods]

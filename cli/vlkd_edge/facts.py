@@ -13,7 +13,7 @@ from vlkd_bench.machine import Machine
 from vlkd_bench.predictions import PredictionRow
 from vlkd_bench.samples import Sample
 from vlkd_distill.closing import forbid
-from vlkd_distill.data import DomainDataset
+from vlkd_distill.data import UNLABELLED, DomainDataset
 from vlkd_distill.datacontract import Counts, DataContract, TeacherViews
 from vlkd_distill.specs import TEACHER, MethodName
 from vlkd_distill.splits import source_holdout
@@ -177,15 +177,19 @@ def contract(
         copied=copied,
         rule=how.weights,
         aligned=how.align_weights if "align_weights" in how.used() else "last",
-        prompts=_prompts(config, prompted) if method == "promptkd" else "",
+        prompts=_prompts(config, prompted, readable) if method == "promptkd" else "",
         redrawn=how.prompted_styles if "prompted_styles" in how.used() else (),
     )
 
 
-def _prompts(config: Config, classes: str) -> str:
-    """Which labelled images teach the prompts, as a sentence."""
-    shots = config.prompts.shots
-    return f"The prompts are learned from {shots or 'all'} labelled images of {classes}."
+def _prompts(config: Config, classes: str, images: Sequence[Sample]) -> str:
+    """Which labelled images teach the prompts, and which ones nobody has labelled, as a sentence or two."""
+    shots, extra = config.prompts.shots, sum(sample.domain == UNLABELLED for sample in images)
+    told = f"The prompts are learned from {shots or 'all'} labelled images of {classes}."
+    where = Path(config.data.unlabelled).name
+    return told + (
+        f" {extra} images of the student's are from '{where}', which has no labels." if extra else ""
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from vlkd_runtime.atomic import write_bytes, write_text
 from vlkd_runtime.errors import ConfigError
 from vlkd_runtime.vectors import ClassVectors
 
-from . import learn, measurable, questions, sharded, ship, synthesising, teach, trainingdata
+from . import learn, measurable, questions, sharded, ship, synthesising, teach, trainingdata, unlabelled
 from .build import check_beforehand
 from .config import Config
 from .facts import Images, closed, contract, stand_ins
@@ -213,6 +213,11 @@ def _held_out(
             made = synthesising.samples(synthesising.stage(learning, vectors_stage), dataset.classes)
         own = dataclasses.replace(images, train=made, not_imported=())
         seen[synthesising.METHOD] = (own, synthesising.domains(made))
+    for method, (own, sources) in seen.items():
+        if extra := unlabelled.images_for(config, method):
+            unlabelled.refuse_measured(extra, (*images.test, *images.guarded))
+            more = dataclasses.replace(own, train=(*own.train, *extra))
+            seen[method] = (more, (*sources, extra[0].domain))
     basis = {
         "teacher": key,
         "vectors": vectors_stage.key,
@@ -250,7 +255,10 @@ def _held_out(
         student = _seeded(learning, seed)
         train, store = seen[method][0].train, stores[method]
         with closed(config, dataset):
-            answered = teach.vectors_for(student, method, train, store, vectors_stage)
+            labelled, decoded = train, store
+            if unlabelled.images_for(config, method):
+                labelled, decoded = images.train, learn.pixels(student, images.train)
+            answered = teach.vectors_for(student, method, labelled, decoded, vectors_stage)
             trained = teach.train(student, method, train, store, answered)
             graph = teach.export(student, method, trained, store, train, answered)
         vectors = learn.load_vectors(answered)

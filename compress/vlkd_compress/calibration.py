@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from vlkd_bench.samples import Sample
+from vlkd_bench.samples import Sample, same_content
 from vlkd_runtime.errors import CalibrationError
 from vlkd_runtime.preprocess import PreprocessSpec, prepare
 
@@ -98,21 +98,12 @@ def refuse_held_out(samples: Iterable[Sample], held_out: Iterable[Sample]) -> No
     Raises:
         CalibrationError: a file of the same content lies in both.
     """
-    by_size: dict[int, list[Sample]] = {}
-    for sample in held_out:
-        by_size.setdefault(sample.path.stat().st_size, []).append(sample)
-    for sample in samples:
-        alike = by_size.get(sample.path.stat().st_size)
-        if not alike:
-            continue
-        data = sample.path.read_bytes()
-        for other in alike:
-            if other.path.read_bytes() == data:
-                msg = (
-                    f"Expected no held-out image among the calibration images, found {sample.image} with the same "
-                    f"content as {other.image}: remove one of them."
-                )
-                raise CalibrationError(msg)
+    for sample, other in same_content(samples, held_out):
+        msg = (
+            f"Expected no held-out image among the calibration images, found {sample.image} with the same "
+            f"content as {other.image}: remove one of them."
+        )
+        raise CalibrationError(msg)
 
 
 def _check(samples: Sequence[Sample], count: int, forbidden_domains: Collection[str]) -> None:

@@ -28,6 +28,12 @@ ONE_DOMAIN = "images"
 UNKNOWN = "unknown"
 """Domain of images that show none of the classes."""
 
+UNLABELLED = "unlabelled"
+"""Domain of images that nobody has labelled."""
+
+NO_LABEL = -1
+"""Label of an image whose class is not looked at."""
+
 Split = Literal["train", "test"]
 
 
@@ -219,13 +225,26 @@ def scan_absent(root: Path) -> tuple[Sample, ...]:
     Raises:
         DataError: the folder is missing or holds no image.
     """
+    return _scan_all(root, UNKNOWN, ABSENT, "images that show none of the classes")
+
+
+def scan_unlabelled(root: Path) -> tuple[Sample, ...]:
+    """Read images whose class nobody knows, from a folder and all below it; no image is opened.
+
+    Raises:
+        DataError: the folder is missing or holds no image.
+    """
+    return _scan_all(root, UNLABELLED, NO_LABEL, "images without labels")
+
+
+def _scan_all(root: Path, domain: str, label: int, what: str) -> tuple[Sample, ...]:
     folders = (root, *sorted(path for path in root.rglob("*") if path.is_dir())) if root.is_dir() else ()
     files = [path for folder in folders for path in _images(folder)]
     if not files:
-        msg = f"Expected a folder with images that show none of the classes at {root} (data.unknown), found none."
+        msg = f"Expected a folder with {what} at {root} (data.{domain}), found none."
         raise DataError(msg)
     return tuple(
-        Sample(path, f"{UNKNOWN}/{path.relative_to(root).as_posix()}", UNKNOWN, ABSENT) for path in files
+        Sample(path, f"{domain}/{path.relative_to(root).as_posix()}", domain, label) for path in files
     )
 
 

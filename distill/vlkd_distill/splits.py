@@ -25,7 +25,7 @@ from vlkd_bench.samples import Sample
 from vlkd_runtime.errors import ConfigError, DataError
 from vlkd_runtime.vectors import ClassVectors
 
-NO_LABEL = -1
+from .data import NO_LABEL
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from vlkd_distill.data import NO_LABEL
 from vlkd_distill.launched import Launch, launched
 from vlkd_distill.methods import PromptKd
-from vlkd_distill.splits import NO_LABEL
 from vlkd_distill.stages import Batch
 from vlkd_edge import configfile
 from vlkd_runtime.errors import ConfigError

@@ -121,6 +121,15 @@ def test_images_of_absent_classes_are_read_from_a_folder_and_below(tmp_path: Pat
             data.scan_absent(tmp_path / missing)
 
 
+def test_images_without_labels_are_read_from_a_folder_and_below(tmp_path: Path) -> None:
+    world(tmp_path / "other")
+    found = data.scan_unlabelled(tmp_path)
+    assert {(sample.label, sample.domain) for sample in found} == {(data.NO_LABEL, "unlabelled")}
+    assert found[0].image == "unlabelled/other/photo/cat/0.png" and found[0].path.is_file()
+    with pytest.raises(DataError, match=r"images without labels at .*\(data.unlabelled\), found none"):
+        data.scan_unlabelled(tmp_path / "nowhere")
+
+
 def test_a_few_images_of_each_class_in_each_source_domain(tmp_path: Path) -> None:
     whole = data.scan(world(tmp_path, ("photo", "painting", "sketch"), count=12))
     few = data.with_shots(whole, 2, ["sketch"])
