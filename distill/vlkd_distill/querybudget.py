@@ -6,6 +6,7 @@ Letters used in shapes: N images or texts, D embedding size, H and W pixels.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -83,8 +84,8 @@ class BudgetedTeacher:
     Answers are kept one by one, images by their pixels and texts by their letters, as soon as they come;
     views differ every time and are only counted. A question counts before it is asked: one that fails may
     have been billed all the same. The ledger and the answers belong to the teacher's fingerprint. Several
-    processes may use them at once: they share the budget, and each looks for what others have kept before it
-    asks. What two ask about at the same moment is asked, and counted, twice.
+    processes may use them at once: they share the budget, and one at a time asks about images or texts, after it has
+    looked for what others have kept.
     """
 
     def __init__(self, teacher: Teacher, budget: int | None, folder: Path) -> None:
@@ -110,6 +111,7 @@ class BudgetedTeacher:
         self.folder = _folder_of(teacher.fingerprint, folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._ledger, self._lock = self.folder / _LEDGER, self.folder / "lock"
+        self._asking = self.folder / "asking"
         _read_ledger(self._ledger)  # a damaged one is to be known before any work
         self._answers = _Answers(self.folder)
         self._asked = self._from_cache = 0
@@ -167,7 +169,20 @@ class BudgetedTeacher:
         ask: Callable[[Sequence[Item]], FloatArray],
     ) -> FloatArray:
         keys = [key_of(item) for item in items]
-        new = self._claim(kind, dict(zip(keys, items, strict=True)))
+        wanted = dict(zip(keys, items, strict=True))
+        known = all(key in self._answers for key in wanted)
+        with contextlib.nullcontext() if known else exclusive(self._asking):
+            fresh, asked = ({}, 0) if known else self._ask(kind, wanted, ask)
+        self._from_cache += len(items) - asked
+        answers = fresh | self._answers.rows(dict.fromkeys(key for key in keys if key not in fresh))
+        return np.stack([answers[key] for key in keys]) if keys else np.zeros((0, self.dim), np.float32)
+
+    def _ask(
+        self, kind: str, items: Mapping[bytes, Item], ask: Callable[[Sequence[Item]], FloatArray]
+    ) -> tuple[dict[bytes, FloatArray], int]:
+        """Answers to those of the items that nobody was asked about, and how many these were; the caller asks alone."""
+        new = self._claim(kind, items)
+        fresh: dict[bytes, FloatArray] = {}
         if new:
             rows = np.asarray(ask(list(new.values())), np.float32)
             if rows.ndim != 2 or len(rows) != len(new):
@@ -179,16 +194,10 @@ class BudgetedTeacher:
             self._check_size(rows.shape[1])
             fresh = dict(zip(new, rows, strict=True))
             self._answers.keep({key: row for key, row in fresh.items() if np.isfinite(row).all()})
-        else:
-            fresh = {}
-        self._from_cache += len(items) - len(new)
-        answers = fresh | self._answers.rows(dict.fromkeys(key for key in keys if key not in fresh))
-        return np.stack([answers[key] for key in keys]) if keys else np.zeros((0, self.dim), np.float32)
+        return fresh, len(new)
 
     def _claim(self, kind: str, items: Mapping[bytes, Item]) -> dict[bytes, Item]:
         """Those of the items that nobody was asked about; they count as asked from now on."""
-        if all(key in self._answers for key in items):
-            return {}
         with exclusive(self._lock):
             self._answers.look()  # another process may have asked about them
             new = {key: item for key, item in items.items() if key not in self._answers}

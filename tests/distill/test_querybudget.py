@@ -7,8 +7,11 @@ import hashlib
 import json
 import subprocess
 import sys
+import threading
+import time
 import tracemalloc
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +177,25 @@ def test_two_teachers_on_one_folder_know_each_others_questions_and_answers(tmp_p
             teacher.embed_views(torch.zeros(1, 3, 8, 8))
         assert teacher.report().left == 0
     assert BudgetedTeacher(Vendor(), 1, tmp_path).embed_texts(["d", "b"]).shape == (2, 4)
+
+
+def test_what_two_want_to_know_at_the_same_moment_is_asked_once(tmp_path: Path) -> None:
+    class Slow(Vendor):
+        def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+            asking.set()
+            time.sleep(0.2)
+            return super().embed_texts(texts)
+
+    asking, vendors = threading.Event(), (Slow(), Slow())
+    teachers = [BudgetedTeacher(vendor, 4, tmp_path) for vendor in vendors]
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(teachers[0].embed_texts, ["a", "b", "c"])
+        assert asking.wait(10)  # and while it is being answered:
+        second = pool.submit(teachers[1].embed_texts, ["c", "d", "a"])
+        np.testing.assert_array_equal(second.result(), Vendor().embed_texts(["c", "d", "a"]))
+        assert first.result().shape == (3, 4)
+    assert [vendor.texts for vendor in vendors] == [["a", "b", "c"], ["d"]]
+    assert teachers[1].report() == QueryReport(1, 2, 0, 4, 4, 0)
 
 
 def test_beyond_the_budget_nothing_is_asked_and_nothing_lost(tmp_path: Path) -> None:
