@@ -189,7 +189,8 @@ def _learn(learning: learn.Learning, dataset: DomainDataset) -> _Learned:
         images = dataclasses.replace(images, train=made)
     sources = dataset.sources(config.data.held_out) if made is None else synthesising.domains(made)
     extra = unlabelled.images_for(config, config.distill.method)
-    unlabelled.refuse_measured(extra, (*images.test, *images.guarded))
+    if extra:
+        unlabelled.refuse_measured(extra, (*images.test, *images.guarded))
     shown = dataclasses.replace(images, train=(*images.train, *extra))
     domains = (*sources, *dict.fromkeys(sample.domain for sample in extra))
     learning.live.banner("Data contract", _contract(config, domains, shown))

@@ -13,7 +13,7 @@ from vlkd_bench.machine import Machine
 from vlkd_bench.predictions import PredictionRow
 from vlkd_bench.samples import Sample
 from vlkd_distill.closing import forbid
-from vlkd_distill.data import UNLABELLED, DomainDataset
+from vlkd_distill.data import NO_LABEL, UNLABELLED, DomainDataset
 from vlkd_distill.datacontract import Counts, DataContract, TeacherViews
 from vlkd_distill.specs import TEACHER, MethodName
 from vlkd_distill.splits import source_holdout
@@ -155,7 +155,8 @@ def contract(
     """
     how = dataclasses.replace(config.distill, method=method)
     readable = images.train if usable is None else usable
-    judges = source_holdout(readable, how.kept_back, how.seed)[1] if how.judges else ()
+    labelled = [sample for sample in readable if sample.label != NO_LABEL]
+    judges = source_holdout(labelled, how.kept_back, how.seed)[1] if how.judges else ()
     counts = Counts(
         train=len(readable) - len(judges),
         selection=len(judges),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlkd_bench.samples import Sample
+from vlkd_distill.data import NO_LABEL
 from vlkd_distill.specs import MethodName, Settings
 from vlkd_runtime.errors import UnavailableError
 
@@ -83,7 +84,8 @@ def training_data(
     kept_back: tuple[int, ...] = ()
     if settings.judges:
         rows = {sample.image: row for row, sample in enumerate(images.samples)}
-        _, chosen = splits.source_holdout(images.samples, settings.kept_back, settings.seed)
+        labelled = [sample for sample in images.samples if sample.label != NO_LABEL]
+        _, chosen = splits.source_holdout(labelled, settings.kept_back, settings.seed)
         kept_back = tuple(rows[sample.image] for sample in chosen)
     captions = _captions(learning, images.samples) if settings.reads_captions else None
     seen = feeding.TrainingData(images, cached, asked, styled, kept_back, captions)

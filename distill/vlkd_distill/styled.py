@@ -120,7 +120,7 @@ def build(
     """Draw every image in every style and have it embedded, taking from the cache what is there.
 
     A view depends on the image's bytes and the style alone: runs that hold out different domains share their
-    shards, and an interrupted run loses at most one.
+    shards, and an interrupted run loses at most one. A teacher whose questions are counted is asked nothing twice.
 
     Args:
         folder: where the store goes.
@@ -261,7 +261,7 @@ def _draw(
         )
         views = draw(images, style, contents[part], samples[part])
         if teacher is not None:
-            rows.append(teacher.embed_views(views.to(device_for(teacher))).cpu().numpy())
+            rows.append(_embedded(teacher, views))
         small = F.interpolate(views, (spec.height, spec.width), mode="bilinear", antialias=True)
         pixels.append((small * 255.0).round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy())
     if teacher is None:
@@ -272,6 +272,14 @@ def _draw(
         msg = f"The teacher '{teacher.name}' gave an embedding that is not finite for the {style} view of {bad.path}."
         raise DataError(msg)
     return {"pixels": np.concatenate(pixels), "embedding": embedding}
+
+
+def _embedded(teacher: Teacher, views: Tensor) -> npt.NDArray[np.float32]:
+    """The teacher's answers ``(B, D)``. One whose questions are counted is shown images: these answers are kept."""
+    if counted(teacher) is None:
+        return teacher.embed_views(views.to(device_for(teacher))).cpu().numpy()
+    pixels = (views.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return teacher.embed_images([Image.fromarray(each) for each in pixels])
 
 
 def _tensor(pixels: npt.NDArray[np.uint8]) -> Tensor:

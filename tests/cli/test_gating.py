@@ -119,7 +119,7 @@ def test_a_record_has_accuracy_by_domain_with_intervals(measured: Path) -> None:
     for item in accuracy["domains"].values():
         assert item["n"] == 18 and item["lower"] <= item["accuracy"] <= item["upper"]
     assert "1 image is left out and cannot be decoded: sketch/dog/torn.png." in record["notes"]
-    assert accuracy["dataset"] == "images0, 36 images"
+    assert accuracy["dataset"].endswith(", 36 images")
     assert accuracy["worst"] == min(item["accuracy"] for item in accuracy["domains"].values())
     assert accuracy["ece_interval"][0] <= accuracy["ece"] <= accuracy["ece_interval"][1]
     assert [item["name"] for item in accuracy["per_class"]] == ["cat", "dog", "fish"]

@@ -15,22 +15,30 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from vlkd_distill import processes
 from vlkd_distill.data import NO_LABEL
 from vlkd_distill.launched import Launch, launched
 from vlkd_distill.methods import PromptKd
 from vlkd_distill.stages import Batch
 from vlkd_edge import configfile
+from vlkd_edge.__main__ import main
 from vlkd_runtime.errors import ConfigError
 from vlkd_runtime.tensorfile import read_tensors
 
 SECOND_OF_TWO = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 
 
-def torchrun(*words: object) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.run(
-        [*launcher, *map(str, words)], capture_output=True, text=True, timeout=300, check=False
-    )
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+# On a machine without a GPU, too: this is how it comes to start several by torchrun.
+ACCELERATE = (
+    *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no"),
+)
+
+
+def launch(launcher: tuple[str, ...], *words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *launcher, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
 def weights(out: Path, method: str) -> Mapping[str, np.ndarray[Any, Any]]:
@@ -78,7 +86,9 @@ def test_two_processes_of_torchrun_train_the_students_of_one(
     assert code == 0, table
     assert shown == {NO_LABEL}  # promptkd's student learns without labels, and could not look at one
     asked = [word for value in (*tiny, *settings) for word in ("--set", value)]
-    done = torchrun("-m", "vlkd_edge", *words, "--dataset", data, "--json", "--out", tmp_path / "two", *asked)
+    done = launch(
+        TORCHRUN, "-m", "vlkd_edge", *words, "--dataset", data, "--json", "--out", tmp_path / "two", *asked
+    )
     assert done.returncode == 0, done.stderr
     printed = json.loads(done.stdout)  # by the first process alone
     assert [row["method"] for row in printed["rows"]] == ["teacher", "promptkd", "vlm-ood"]
@@ -96,11 +106,15 @@ def test_two_processes_of_torchrun_train_the_students_of_one(
     assert list((tmp_path / "two").glob("stages/prompts-*/prompts.safetensors"))
 
 
-def test_a_process_that_fails_is_told_and_the_next_training_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
+def test_a_process_that_fails_is_told_and_the_next_training_goes_on(
+    tmp_path: Path, launcher: tuple[str, ...]
+) -> None:
     script = tmp_path / "two.py"
     script.write_text(
         """
 import torch, torch.distributed as dist
+from vlkd_distill import processes
 from vlkd_distill import processes
 from vlkd_distill.launched import launched
 from vlkd_runtime.errors import UnavailableError
@@ -127,11 +141,11 @@ else:
         processes.run(2, Work(True), Work(True))
 """
     )
-    done = torchrun(script)
+    done = launch(launcher, script)
     assert done.returncode == 0, done.stderr
     assert "Training needs all its 2 processes" in done.stdout
     assert "LookupError: this one is broken" in done.stderr
-    assert {"0 of 2 finds 3", "1 of 2 finds 3"} <= set(done.stdout.splitlines())
+    assert all(f"{rank} of 2 finds 3" in done.stdout for rank in (0, 1))
 
 
 def test_the_environment_tells_where_a_process_stands(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,3 +179,28 @@ def test_a_configuration_has_the_processes_that_were_started(monkeypatch: pytest
         configfile.load(None, settings=["distill.processes=3"])
     with pytest.raises(ConfigError, match="at most the batch of 1"):
         configfile.load(None, settings=["distill.batch=1"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("build",),
+        ("bench", "dg", "--methods", "erm"),
+        ("bench", "disjoint"),
+        ("bench", "data-free"),
+        ("targets",),
+    ],
+    ids=" ".join,
+)
+def test_every_verb_that_trains_has_the_other_processes_help(
+    monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "none", **SECOND_OF_TWO}.items():
+        monkeypatch.setenv(name, value)
+    served: list[Launch] = []
+    monkeypatch.setattr(processes, "serve", served.append)
+    monkeypatch.setattr(sys, "argv", ["vlkd-edge", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    assert served == ([] if words == ("targets",) else [Launch(1, 2, 1, 2)])

@@ -122,6 +122,19 @@ def test_folders_that_cannot_be_meant(
     assert code == 2 and message in answer["error"]["message"]
 
 
+def test_labelled_images_alone_choose_the_weights(
+    edge: Edge, write_data: Callable[..., Path], extra: Path
+) -> None:
+    train = len(scan(write_data()).of(["photo"], "train"))
+    settings = (*FROZEN, f"data.unlabelled={extra}", "distill.weights=source-best", "distill.kept_back=0.2")
+    code, table = edge(*DG[:-1], "promptkd", settings=settings)
+    assert code == 0, table
+    (told,) = table["contract"]
+    assert told["counts"]["selection"] > 0
+    assert told["counts"]["train"] + told["counts"]["selection"] == train + COUNT
+    assert told["counts"]["selection"] <= 0.25 * train
+
+
 @pytest.mark.parametrize("split", ["test", "train"])
 def test_a_measured_image_is_no_unlabelled_one(
     tmp_path: Path, edge: Edge, write_data: Callable[..., Path], extra: Path, split: Any

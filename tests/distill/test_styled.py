@@ -14,8 +14,9 @@ from torch import Tensor
 
 from vlkd_bench.samples import Sample
 from vlkd_distill import styled, stylise
+from vlkd_distill.querybudget import BudgetedTeacher
 from vlkd_distill.styled import StyledStore
-from vlkd_runtime.errors import ConfigError, DataError
+from vlkd_runtime.errors import ConfigError, DataError, UnavailableError
 from vlkd_runtime.preprocess import PreprocessSpec, prepare
 
 SPEC = PreprocessSpec(height=24, width=24, resize="squash")
@@ -258,3 +259,44 @@ def test_styles_that_texts_name_stand_behind_those_that_are_drawn(
     assert len(mirrors.asked) == 10
     stored("other", identity="two")
     assert len(mirrors.asked) == 15
+
+
+class Billed(Asked):
+    """Embeds an image as its mean colours, and one of them as NaN."""
+
+    def __init__(self, broken: int = -1) -> None:
+        super().__init__()
+        self.broken = broken
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        return np.ones((len(texts), 3), np.float32)
+
+    def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+        rows = np.stack([np.asarray(image).mean((0, 1)) / 255 + 0.1 for image in images]).astype(np.float32)
+        if self.views <= self.broken < self.views + len(images):
+            rows[self.broken - self.views] = np.nan
+        self.views += len(images)
+        return rows
+
+
+def test_no_answer_of_a_counted_teacher_about_a_view_is_paid_for_twice(tmp_path: Path) -> None:
+    count, found = 40, []
+    for number in range(count):
+        path = tmp_path / f"{number}.png"
+        pixels = np.random.default_rng(number).integers(0, 256, (9, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+        found.append(Sample(path, f"a/c/{number}.png", "a", 0))
+    samples, vendor = tuple(found), Billed(broken=35)
+    scarce = BudgetedTeacher(vendor, 36, tmp_path / "queries")
+    with pytest.raises(UnavailableError, match="8 more images, but 33 of the 36 questions"):
+        built(tmp_path, samples, scarce, styles=("poster",))
+    enough = BudgetedTeacher(vendor, count + 2, tmp_path / "queries")
+    with pytest.raises(DataError, match=r"not finite for the poster view of .*35\.png"):
+        built(tmp_path, samples, enough, styles=("poster",))
+    assert vendor.views == count
+    store = built(
+        tmp_path, samples, BudgetedTeacher(vendor, count + 2, tmp_path / "queries"), styles=("poster",)
+    )
+    assert vendor.views == count + 1  # the broken answer alone was asked for again
+    plain = built(tmp_path, samples, Asked(), "plain", styles=("poster",))
+    np.testing.assert_allclose(store.embeddings, plain.embeddings, atol=3e-3)
