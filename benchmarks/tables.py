@@ -48,6 +48,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--var", action="append", default=[], help="passed on to the build")
     parser.add_argument("--set", action="append", default=[], help="passed on to the build", dest="settings")
+    parser.add_argument("--note", action="append", default=[], help="a paragraph to put beneath the table")
     parser.add_argument("--work", type=Path, default=Path("vlkd-out/tables"), help="folder of the builds")
     return parser.parse_args(words)
 
@@ -109,6 +110,7 @@ def collect(arguments: argparse.Namespace, cells: Sequence[dict[str, Any]]) -> d
         "student": first["student"],
         "method": first["method"],
         "stand_ins": first["stand_ins"],
+        "notes": arguments.note,
         "rows": rows,
         "guard": [
             cell["cell"]
@@ -143,6 +145,8 @@ def render(table: dict[str, Any]) -> str:
     ]
     for domain in dict.fromkeys(row["held_out"] for row in table["rows"]):
         lines += _section(table, domain)
+    notes = table.get("notes") or []  # which older tables do not have
+    lines += ["## Notes", "", *(line for note in notes for line in (note, ""))] if notes else []
     lines += [
         "## How it was made",
         "",

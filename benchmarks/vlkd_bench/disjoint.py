@@ -22,7 +22,7 @@ from vlkd_runtime.errors import DataError
 
 from .leaveout import TEACHER
 from .predictions import PredictionRow
-from .tablenotes import how_it_was_made, what_was_asked, who_saw_what
+from .tablenotes import beside_it, how_it_was_made, what_was_asked, who_saw_what
 
 CE_ONLY: Final = "ce-only"
 
@@ -138,6 +138,7 @@ class DisjointTable:
         stand_ins: sentences on what stands in for the real thing.
         contract: who saw what, for each method, held-out domain and seed; ``text`` says it in words.
         queries: what a teacher whose questions are counted was asked; ``text`` says it in words.
+        notes: what the reader must know beside it, such as why a number is what it is.
     """
 
     cells: tuple[DisjointCell, ...]
@@ -149,6 +150,7 @@ class DisjointTable:
     stand_ins: tuple[str, ...]
     contract: tuple[Mapping[str, Any], ...]
     queries: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         found = {(cell.method, cell.held_out, cell.seed) for cell in self.cells}
@@ -207,6 +209,7 @@ class DisjointTable:
             "stand_ins": list(self.stand_ins),
             "contract": [dict(one) for one in self.contract],
             "queries": None if self.queries is None else dict(self.queries),
+            "notes": list(self.notes),
             "rows": [asdict(cell) | {"unseen": list(cell.unseen)} for cell in self.cells],
             "summary": summary,
         }
@@ -235,6 +238,7 @@ class DisjointTable:
         drawn = {cell.seed: cell.unseen for cell in self.cells}
         lines += ["", "Unseen classes:", ""]
         lines += [f"- seed {seed}: {', '.join(names)}" for seed, names in sorted(drawn.items())]
+        lines += beside_it(self.notes)
         lines += who_saw_what(self.contract)
         lines += how_it_was_made(self.command, self.machine, self.settings)
         lines += what_was_asked(self.queries)

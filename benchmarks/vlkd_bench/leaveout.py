@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from vlkd_runtime.errors import DataError
 
-from .tablenotes import how_it_was_made, what_was_asked, who_saw_what
+from .tablenotes import beside_it, how_it_was_made, what_was_asked, who_saw_what
 
 TEACHER: Final = "teacher"
 BASELINE: Final = "erm"
@@ -227,8 +227,7 @@ class LeaveOutTable:
             texts.append("" if summary.gap_closed is None else f"{100 * summary.gap_closed:.0f} %")
             seeds = "" if summary.method == TEACHER else str(summary.seeds)
             lines.append(f"| {summary.method} | {seeds} | " + " | ".join(texts) + " |")
-        if self.notes:
-            lines += ["", "## Notes", *(line for note in self.notes for line in ("", note))]
+        lines += beside_it(self.notes)
         lines += who_saw_what(self.contract)
         lines += how_it_was_made(self.command, self.machine, self.settings)
         lines += what_was_asked(self.queries)

@@ -12,6 +12,11 @@ def who_saw_what(contract: Sequence[Mapping[str, Any]]) -> list[str]:
     return ["", "## Who saw what", "", *texts] if texts else []
 
 
+def beside_it(notes: Sequence[str]) -> list[str]:
+    """What the reader must know beside the numbers, a paragraph each, as lines of Markdown; nothing without notes."""
+    return ["", "## Notes", *(line for note in notes for line in ("", note))] if notes else []
+
+
 def how_it_was_made(command: str, machine: str, settings: Mapping[str, Any] | None = None) -> list[str]:
     """What to run for the same table again, as lines of Markdown.
 

@@ -112,7 +112,14 @@ class Parts:
 
 
 def class_disjoint(
-    config: Config, plan: Plan, unseen: str, out: Path, cache: Path, console: Console, command: str
+    config: Config,
+    plan: Plan,
+    unseen: str,
+    out: Path,
+    cache: Path,
+    console: Console,
+    command: str,
+    notes: Sequence[str] = (),
 ) -> DisjointTable:
     """Run every cell that is not done yet.
 
@@ -124,6 +131,7 @@ def class_disjoint(
         cache: where teacher embeddings are kept.
         console: for people.
         command: what to write down as the way to make the table again.
+        notes: sentences to put beneath the table.
 
     Raises:
         UsageError: the caller's mistake, found before any long work where it can be.
@@ -170,6 +178,7 @@ def class_disjoint(
         stand_ins=stand_ins(config),
         contract=tuple(contracts),
         queries=None if queries is None else queries.as_json(),
+        notes=tuple(notes),
     )
 
 

@@ -53,7 +53,9 @@ def test_unseen_classes_are_predicted_by_their_vectors_alone(tmp_path: Path, ben
     assert json.loads((tmp_path / "table.json").read_text()) == table
 
     stages = {path: path.stat().st_mtime_ns for path in (tmp_path / "stages").iterdir()}
-    code, again, _ = bench("disjoint", tmp_path, *words)
+    code, again, _ = bench("disjoint", tmp_path, *words, "--note", "One seed.")
+    assert again.pop("notes") == ["One seed."] and table.pop("notes") == []
+    assert "## Notes\n\nOne seed.\n\n## Who saw what" in (tmp_path / "table.md").read_text()
     assert code == 0 and again == table
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "stages").iterdir()} == stages
 

@@ -250,6 +250,7 @@ def bench_disjoint(
     cache: CacheFolder = None,
     name: TableName = "table",
     var: Variables = None,
+    note: Annotated[list[str] | None, typer.Option(help="A sentence to put beneath the table.")] = None,
     setting: SettingsWords = None,
     as_json: Json = False,
 ) -> None:
@@ -268,7 +269,7 @@ def bench_disjoint(
         words = command_line(
             ["disjoint", "--unseen", unseen], plan, config, var or [], setting or [], dataset
         )
-        table = class_disjoint(loaded, plan, unseen, out, cache or out / "cache", stderr(), words)
+        table = class_disjoint(loaded, plan, unseen, out, cache or out / "cache", stderr(), words, note or ())
     write(table, out, name)
     answer(as_json, table.as_json(), table.markdown())
 
