@@ -36,6 +36,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "no labels": ("distill.cls_weight=0.0",),
     "no distance to the teacher": ("distill.distance_weight=0.0",),
     "with divergence": ("distill.answers_weight=1.0",),
+    "no divergence": ("distill.answers_weight=0.0",),
     "with relations": ("distill.relation_weight=5.0",),
     "no alignment": ("distill.align_epochs=0",),
     "mean of weights": ("distill.weights=mean",),
@@ -43,8 +44,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "source-best": ("distill.weights=source-best",),
     "weights of the end alone": ("distill.start_share=0.0",),
 }
-# The demo's recipe keeps no share of the start.
-USUAL = tuple(name for name in VARIANTS if name not in (WHOLE, "weights of the end alone"))
+# The demo's recipe has no divergence and keeps no share of the start.
+USUAL = tuple(name for name in VARIANTS if name not in (WHOLE, "no divergence", "weights of the end alone"))
 
 
 def main() -> None:

@@ -232,7 +232,7 @@ class Vlkd(_ByVectors):
         return (self._align(), Stage("distill", "all", False, how.epochs, how.lr, how.start_share))
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """``a CE(labels) + b |student - teacher|^2``, and if asked ``+ c T^2 KL(teacher || student) + d relations``."""
+        """``a CE(labels) + b |student - teacher|^2 + c T^2 KL(teacher || student) + d relations``."""
         image, how = _target(batch), self._settings
         terms = [
             how.cls_weight * losses.cross_entropy(self.logits(outputs), batch.labels),

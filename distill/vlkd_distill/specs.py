@@ -44,7 +44,7 @@ class Settings:
             by classes, too, so its KD_WEIGHT of 1000 is ``1000 / C`` here.
         projector_norm: of promptkd's projector between its two layers: ``batch`` takes each batch's statistics (the
             paper), ``layer`` looks at one sample alone.
-        answers_weight: of the same divergence in vlkd, which is better off without it.
+        answers_weight: of the same divergence in vlkd.
         prompt_weight: beta of data-free, the weight of the class that an image was made from.
         embedding_weight: of data-free's distance to the teacher's image embedding; 0 leaves it out.
         text_temperature: tau of vlm-ood's similarities.
@@ -94,7 +94,7 @@ class Settings:
     soft_temperature: float = 2.0
     divergence_weight: float = 1.0
     projector_norm: ProjectorNorm = "batch"
-    answers_weight: float = 0.0
+    answers_weight: float = 1.0
     prompt_weight: float = 0.5
     embedding_weight: float = 1.0
     text_temperature: float = 0.07
