@@ -102,7 +102,7 @@ def test_two_processes_of_torchrun_train_the_students_of_one(
     head = {name for name in one if name.startswith("head.")} - {"head.first.bias", "head.norm.running_mean"}
     assert one.keys() == two.keys() and len(head) == 7
     for name in head:
-        np.testing.assert_allclose(two[name], one[name], rtol=1e-3, atol=2e-5, err_msg=name)
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-3, atol=1e-4, err_msg=name)
     assert list((tmp_path / "two").glob("stages/prompts-*/prompts.safetensors"))
 
 

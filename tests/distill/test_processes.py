@@ -139,11 +139,14 @@ def test_two_processes_match_a_prompted_teacher_by_statistics_of_the_whole_batch
         student = run.train(run.open(), no_teacher, lambda *words, kept=kept: kept.append(words[2]))
         heads[count] = {name: tensor.clone() for name, tensor in student.head.state_dict().items()}
     assert len(losses[1]) == 6
-    assert losses[2] == pytest.approx(losses[1], rel=1e-3)
+    assert losses[2][0] == pytest.approx(losses[1][0], rel=1e-5)  # statistics of a part would be far off
+    # Features of an untrained network are much alike, and the norm divides by their spread: one process with another
+    # number of threads is up to 1e-3 off after some steps, too.
+    assert losses[2] == pytest.approx(losses[1], rel=1e-2)
     # What shifts all rows alike the norm takes off again: the gradient of these two is rounding alone.
     for name in heads[1].keys() - {"first.bias", "norm.running_mean"}:
-        torch.testing.assert_close(heads[2][name], heads[1][name], rtol=1e-3, atol=2e-5)
-    assert float((heads[1]["first.weight"] - heads[0]["first.weight"]).abs().max()) > 20 * 2e-5
+        torch.testing.assert_close(heads[2][name], heads[1][name], rtol=1e-3, atol=1e-4)
+    assert float((heads[1]["first.weight"] - heads[0]["first.weight"]).abs().max()) > 5 * 1e-4
 
 
 def test_a_process_sees_the_views_with_the_prompts_that_were_learned(tmp_path: Path) -> None:
