@@ -23,6 +23,7 @@ from vlkd_runtime.vectors import ClassVectors
 from . import planned, sharded
 from .config import Config
 from .further import Further
+from .readable import refuse_lost_domains
 from .ship import Compressed
 from .synthesising import DEMO_SYNTHESISER, METHOD
 from .targets import Target
@@ -101,14 +102,8 @@ class Images:
             tuple(sample for sample in part if sample.image not in bad)
             for part in (self.test, self.guarded, self.absent)
         )
-        empty = sorted({sample.domain for sample in self.test} - {sample.domain for sample in test})
-        if empty:
-            reason = next(reason for image, reason in bad.items() if image.startswith(f"{empty[0]}/"))
-            msg = (
-                f"Expected test images of {', '.join(empty)}, found none that can be decoded: {reason}. Replace it, "
-                "or add images: some tens a class and domain are the least that says anything."
-            )
-            raise DataError(msg)
+        advice = "or add images: some tens a class and domain are the least that says anything"
+        refuse_lost_domains(self.test, test, bad, "test images", advice)
         return dataclasses.replace(self, test=test, guarded=guarded, absent=absent, left_out=tuple(bad))
 
 

@@ -213,8 +213,10 @@ def _held_out(
             made = synthesising.samples(synthesising.stage(learning, vectors_stage), dataset.classes)
         own = dataclasses.replace(images, train=made, not_imported=())
         seen[synthesising.METHOD] = (own, synthesising.domains(made))
+    mixed = set()  # methods that learn from images without labels, too
     for method, (own, sources) in seen.items():
         if extra := unlabelled.images_for(config, method):
+            mixed.add(method)
             unlabelled.refuse_measured(extra, (*images.test, *images.guarded))
             more = dataclasses.replace(own, train=(*own.train, *extra))
             seen[method] = (more, (*sources, extra[0].domain))
@@ -256,7 +258,7 @@ def _held_out(
         train, store = seen[method][0].train, stores[method]
         with closed(config, dataset):
             labelled, decoded = train, store
-            if unlabelled.images_for(config, method):
+            if method in mixed:
                 labelled, decoded = images.train, learn.pixels(student, images.train)
             answered = teach.vectors_for(student, method, labelled, decoded, vectors_stage)
             trained = teach.train(student, method, train, store, answered)

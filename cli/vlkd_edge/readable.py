@@ -132,14 +132,29 @@ def name_them(title: str, bad: Mapping[str, str], live: Live) -> None:
         live.banner(f"{title}: {len(bad)}", [*list(bad.values())[:SHOWN], *more])
 
 
+def refuse_lost_domains(
+    before: Sequence[Sample], after: Sequence[Sample], bad: Mapping[str, str], kind: str, advice: str
+) -> None:
+    """Refuse a domain of which no image is left.
+
+    Args:
+        before: all images.
+        after: those that can be decoded.
+        bad: why each of the others cannot be, by id.
+        kind: what they are.
+        advice: what else to do than to replace the first.
+
+    Raises:
+        DataError: names the domains and the first bad image.
+    """
+    lost = sorted({sample.domain for sample in before} - {sample.domain for sample in after})
+    if lost:
+        reason = next(reason for image, reason in bad.items() if image.startswith(f"{lost[0]}/"))
+        msg = f"Expected {kind} of {', '.join(lost)}, found none that can be decoded: {reason}. Replace it, {advice}."
+        raise DataError(msg)
+
+
 def _without(samples: Sequence[Sample], bad: Mapping[str, str]) -> Readable:
     kept = tuple(sample for sample in samples if sample.image not in bad)
-    empty = sorted({sample.domain for sample in samples} - {sample.domain for sample in kept})
-    if empty:
-        reason = next(reason for image, reason in bad.items() if image.startswith(f"{empty[0]}/"))
-        msg = (
-            f"Expected images of {', '.join(empty)}, found none that can be decoded: {reason}. Replace it, add images, "
-            "or leave the domain out."
-        )
-        raise DataError(msg)
+    refuse_lost_domains(samples, kept, bad, "images", "add images, or leave the domain out")
     return Readable(kept, bad)

@@ -18,7 +18,9 @@ from PIL import Image
 from rich.console import Console
 
 from vlkd_distill import export, students
+from vlkd_distill.methods import PromptKd
 from vlkd_distill.specs import StudentSpec
+from vlkd_distill.stages import Batch
 from vlkd_edge import configfile, learn
 from vlkd_edge.__main__ import main
 from vlkd_edge.progress import Live
@@ -257,3 +259,16 @@ def picture(tmp_path: Path) -> Path:
     path = tmp_path / "picture.png"
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(path)
     return path
+
+
+@pytest.fixture
+def labels_shown(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """The labels that promptkd's student is shown in this process from now on."""
+    loss, shown = PromptKd.loss, set[int]()
+
+    def watched(self: PromptKd, outputs: Any, batch: Batch) -> Any:
+        shown.update(batch.labels.tolist())
+        return loss(self, outputs, batch)
+
+    monkeypatch.setattr(PromptKd, "loss", watched)
+    return shown

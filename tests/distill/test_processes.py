@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from vlkd_bench.samples import Sample
 from vlkd_distill import closing, processes
@@ -84,17 +82,9 @@ def training_run(root: Path, count: int, method: str, epochs: int) -> TrainingRu
     )
 
 
-def with_prompted_views(run: TrainingRun) -> TrainingRun:
+def with_prompted_views(run: TrainingRun, untrained_clip: Callable[[Path], str]) -> TrainingRun:
     """The same run with a vision transformer that sees the views with learned tokens in place of stored answers."""
-    folder = run.folder / "teacher"
-    folder.mkdir()
-    vision = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
-    text = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    parts = {"embed_dim": 8, "vision_cfg": vision, "text_cfg": text}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": parts, "preprocess_cfg": {}}))
-    torch.manual_seed(1)
-    save_file(open_clip.model.CLIP(8, vision, text).state_dict(), folder / "open_clip_model.safetensors")
-    plain = OpenClipTeacher.load(f"local-dir:{folder}")
+    plain = OpenClipTeacher.load(untrained_clip(run.folder / "teacher"))
     prompted = PromptedTeacher(plain, torch.randn(1, 2, 16), torch.randn(2, 2, 32))
     prompted.save(run.folder / "prompts.safetensors")
     return dataclasses.replace(
@@ -130,12 +120,14 @@ def test_two_processes_train_the_student_of_one(tmp_path: Path, method: str) -> 
     assert moved > 20 * 2e-5  # or the tolerance would say nothing
 
 
-def test_two_processes_match_a_prompted_teacher_by_statistics_of_the_whole_batch(tmp_path: Path) -> None:
+def test_two_processes_match_a_prompted_teacher_by_statistics_of_the_whole_batch(
+    tmp_path: Path, untrained_clip: Callable[[Path], str]
+) -> None:
     losses: dict[int, list[float]] = {0: [], 1: [], 2: []}
     heads = {}
     for count, kept in losses.items():
         run = training_run(tmp_path / f"{count}", count or 1, "promptkd", 2 if count else 0)
-        run = with_prompted_views(run)
+        run = with_prompted_views(run, untrained_clip)
         student = run.train(run.open(), no_teacher, lambda *words, kept=kept: kept.append(words[2]))
         heads[count] = {name: tensor.clone() for name, tensor in student.head.state_dict().items()}
     assert len(losses[1]) == 6
@@ -149,8 +141,10 @@ def test_two_processes_match_a_prompted_teacher_by_statistics_of_the_whole_batch
     assert float((heads[1]["first.weight"] - heads[0]["first.weight"]).abs().max()) > 5 * 1e-4
 
 
-def test_a_process_sees_the_views_with_the_prompts_that_were_learned(tmp_path: Path) -> None:
-    run = with_prompted_views(training_run(tmp_path, 1, "promptkd", 1))
+def test_a_process_sees_the_views_with_the_prompts_that_were_learned(
+    tmp_path: Path, untrained_clip: Callable[[Path], str]
+) -> None:
+    run = with_prompted_views(training_run(tmp_path, 1, "promptkd", 1), untrained_clip)
     plain = OpenClipTeacher.load(run.teacher)
     assert run.prompts is not None
     expected, seer = PromptedTeacher.load(run.prompts, plain), run.open().teacher
