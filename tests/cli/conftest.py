@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -272,3 +273,51 @@ def labels_shown(monkeypatch: pytest.MonkeyPatch) -> set[int]:
 
     monkeypatch.setattr(PromptKd, "loss", watched)
     return shown
+
+
+VENDOR = '''
+"""A vendor's model, as a user would wrap it: it writes down what it is asked."""
+import json
+from pathlib import Path
+import numpy as np
+
+HERE = Path(__file__).parent
+
+
+class Teacher:
+    fingerprint = "vendor 1"
+    logit_scale = 20.0
+
+    def __init__(self):
+        self.how = json.loads((HERE / "how.json").read_text())
+
+    def embed_images(self, images):
+        arrays = [np.asarray(image) for image in images]
+        with (HERE / "asked.txt").open("a") as file:
+            file.writelines(f"{array.tobytes().hex()[:64]}\\n" for array in arrays)
+        rows = np.array([np.resize(array[::6, ::6].ravel(), self.how["size"]) for array in arrays], float)
+        broken = [array[0, 0].tolist() in self.how["broken"] for array in arrays]
+        rows[broken] = np.nan
+        return rows
+
+    def embed_texts(self, texts):
+        return np.array([np.arange(self.how["size"]) + len(text) + ord(text[2]) for text in texts], float)
+'''
+
+
+@pytest.fixture
+def vendor(tmp_path: Path) -> Callable[..., str]:
+    """Sets how the vendor's model behaves; gives the setting that names it."""
+
+    def behave(size: int = 8, broken: tuple[list[int], ...] = ()) -> str:
+        folder = tmp_path / "code"
+        folder.mkdir(exist_ok=True)
+        (folder / f"vendor_{tmp_path.name}.py").write_text(VENDOR)
+        (folder / "how.json").write_text(json.dumps({"size": size, "broken": broken}))
+        return f"teacher.model=call:vendor_{tmp_path.name}:Teacher"
+
+    return behave
+
+
+def asked_about(tmp_path: Path) -> Counter[str]:
+    return Counter((tmp_path / "code" / "asked.txt").read_text().split())
