@@ -30,7 +30,7 @@ from vlkd_bench.predictions import PredictionRow
 from vlkd_bench.tablenotes import how_it_was_made
 from vlkd_compress.prune.settings import Importance, Pruned
 from vlkd_compress.speed import race
-from vlkd_edge import calibrating, configfile, learn, pruning, teach
+from vlkd_edge import calibrating, classvectors, configfile, learn, pruning, teach
 from vlkd_edge.climbing import LAST, Climber, Start, Task, dialect_of, recipes
 from vlkd_edge.config import Config
 from vlkd_edge.facts import Images, stand_ins
@@ -106,7 +106,7 @@ class Runs:
         learning = learn.Learning(config, Workspace(out, cache, live.say), live)
         dataset, method = learn.dataset(learning), config.distill.method
         images = Images.split(dataset, config.data.held_out)
-        plain = learn.class_vectors(learning, dataset.classes, learn.teacher_key(config))
+        plain = classvectors.class_vectors(learning, dataset.classes, learn.teacher_key(config))
         store = learn.pixels(learning, images.train)
         vectors = teach.vectors_for(learning, method, images.train, store, plain)
         trained = teach.train(learning, method, images.train, store, vectors)

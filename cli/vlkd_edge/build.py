@@ -23,6 +23,7 @@ from vlkd_runtime.errors import ConfigError, UnavailableError
 from vlkd_runtime.vectors import ClassVectors
 
 from . import (
+    classvectors,
     evidence,
     further,
     learn,
@@ -91,7 +92,7 @@ def check_beforehand(config: Config, runs: Sequence[Settings] = (), *, real: boo
     check_name(config.teacher.model)
     recipes(config.compress.candidates, config.device())
     further.wanted(config.bundle.variants, config.device())
-    learn.chosen_templates(config)
+    classvectors.chosen_templates(config)
     sources = learn.check_domains(config, needed=not free)
     if not free:
         check_batch(sources, config.distill.batch)
@@ -181,7 +182,7 @@ def _learn(learning: learn.Learning, dataset: DomainDataset) -> _Learned:
     images = Images.split(dataset, config.data.held_out, () if free else None)
     images = dataclasses.replace(images, absent=learn.absent(config))
     images = measurable.only_decodable(learning, dataset, images, guarded=True)
-    vectors_stage = learn.class_vectors(learning, dataset.classes, teacher)
+    vectors_stage = classvectors.class_vectors(learning, dataset.classes, teacher)
     made = None
     if free:
         with closed(config, dataset):

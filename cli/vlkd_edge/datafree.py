@@ -24,7 +24,7 @@ from vlkd_runtime.atomic import write_bytes, write_text
 from vlkd_runtime.errors import ConfigError
 from vlkd_runtime.vectors import ClassVectors
 
-from . import learn, measurable, questions, sharded, ship, synthesising, teach
+from . import classvectors, learn, measurable, questions, sharded, ship, synthesising, teach
 from .build import check_beforehand
 from .config import Config
 from .facts import Images, closed, contract, stand_ins
@@ -153,7 +153,7 @@ def _rows(
     dataset = learn.dataset(learning)
     images = measurable.only_decodable(learning, dataset, Images.split(dataset, config.data.held_out))
     per_class = len(images.train) // len(dataset.classes)
-    vectors_stage = learn.class_vectors(learning, dataset.classes, learn.teacher_key(config))
+    vectors_stage = classvectors.class_vectors(learning, dataset.classes, learn.teacher_key(config))
     vectors = ClassVectors.load(vectors_stage.folder / "class_vectors.safetensors")
     shared = ship.Shipping(config, learning.workspace, learning.live, learning.spec, vectors)
     asked = learn.teacher_predictions(learning, images.test, vectors_stage, learn.teacher_key(config))

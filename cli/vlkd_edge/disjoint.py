@@ -36,7 +36,7 @@ from vlkd_runtime import Classifier
 from vlkd_runtime.errors import ConfigError
 from vlkd_runtime.vectors import ClassVectors
 
-from . import learn, measurable, questions, ship, teach
+from . import classvectors, learn, measurable, questions, ship, teach
 from .build import check_beforehand
 from .config import Config
 from .facts import Images, closed, contract, stand_ins
@@ -205,7 +205,7 @@ def _seed(
         banner = _contract(run, dataset, may_see, parts, name).banner()
         learning.live.banner(f"Data contract, {name}", (*banner, _setting(name)))
     key = learn.teacher_key(config)
-    every = learn.class_vectors(learning, dataset.classes, key)
+    every = classvectors.class_vectors(learning, dataset.classes, key)
     learn.check_known(learning, (*(images if PROMPTED in runs else shown).train, *images.test))
     with closed(config, dataset, parts.unseen):
         store = learn.pixels(learning, shown.train)

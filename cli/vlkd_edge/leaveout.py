@@ -27,7 +27,18 @@ from vlkd_runtime.atomic import write_bytes, write_text
 from vlkd_runtime.errors import ConfigError
 from vlkd_runtime.vectors import ClassVectors
 
-from . import learn, measurable, questions, sharded, ship, synthesising, teach, trainingdata, unlabelled
+from . import (
+    classvectors,
+    learn,
+    measurable,
+    questions,
+    sharded,
+    ship,
+    synthesising,
+    teach,
+    trainingdata,
+    unlabelled,
+)
 from .build import check_beforehand
 from .config import Config
 from .facts import Images, closed, contract, stand_ins
@@ -205,7 +216,7 @@ def _held_out(
     images = measurable.only_decodable(learning, dataset, images)
     methods = _methods(plan)
     key = learn.teacher_key(config)
-    vectors_stage = learn.class_vectors(learning, dataset.classes, key)
+    vectors_stage = classvectors.class_vectors(learning, dataset.classes, key)
     vectors = ClassVectors.load(vectors_stage.folder / "class_vectors.safetensors")
     seen = dict.fromkeys(methods, (images, dataset.sources(config.data.held_out)))
     if synthesising.METHOD in methods:

@@ -20,7 +20,7 @@ from vlkd_runtime.atomic import write_bytes, write_text
 from vlkd_runtime.errors import DataError
 from vlkd_runtime.vectors import ClassVectors
 
-from . import learn, questions
+from . import classvectors, learn, questions
 from .config import Config
 from .progress import Live
 from .stages import StageResult, Workspace, locked, versions
@@ -139,7 +139,7 @@ def run(names: Sequence[str], config: Config, out: Path, cache: Path, console: C
         learning = learn.Learning(config, Workspace(out, cache, live.say), live)
         with questions.counting(learning):
             with live.task("asking the teacher", None):
-                vectors = compute(learning.teacher(), names, learn.chosen_templates(config))
+                vectors = compute(learning.teacher(), names, classvectors.chosen_templates(config))
             report = make(out, config, vectors, learning.teacher(), live)
         queries = questions.queries(learning)
     places = {
